@@ -1,0 +1,208 @@
+"""Why a job ended: the table of exit reasons, and the one decision that picks from it.
+
+`decide` weighs evidence in a fixed order, because single facts lie: 137 is what an out-of-memory kill,
+a `kill -9` from inside and a daemon's stop all look like. The order and the cases were measured on a
+real engine; see `docs/architecture.md`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from container_manager.core.observation import ContainerState, Observation
+from container_manager.core.states import Status
+
+
+class ExitReason(StrEnum):
+    """Why a job ended. Values are stored; add, never rename."""
+
+    SUCCESS = "success"
+    APPLICATION_ERROR = "application_error"
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    IMAGE_NOT_FOUND = "image_not_found"
+    IMAGE_PULL_FAILED = "image_pull_failed"
+    IMAGE_REFUSED = "image_refused"
+    NETWORK_NOT_FOUND = "network_not_found"
+    COMMAND_NOT_FOUND = "command_not_found"
+    COMMAND_NOT_EXECUTABLE = "command_not_executable"
+    BAD_USER = "bad_user"
+    CREATE_ERROR = "create_error"
+    START_ERROR = "start_error"
+    NAME_TAKEN = "name_taken"
+    POLICY_REFUSED = "policy_refused"
+    KILLED_EXTERNALLY = "killed_externally"
+    REMOVED_EXTERNALLY = "removed_externally"
+    ENGINE_STOPPED = "engine_stopped"
+    HOST_CRASHED = "host_crashed"
+    HOST_LOST = "host_lost"
+
+
+class ReasonText(NamedTuple):
+    """How a reason is shown: a label for lists, and what to do about it."""
+
+    label: str
+    remedy: str
+
+
+REASONS: dict[ExitReason, ReasonText] = {
+    ExitReason.SUCCESS: ReasonText("Success", ""),
+    ExitReason.APPLICATION_ERROR: ReasonText(
+        "Application error", "Read the end of stderr: the program itself reported the failure."
+    ),
+    ExitReason.OUT_OF_MEMORY: ReasonText(
+        "Out of memory", "Raise memory_limit, or make the job hold less at once."
+    ),
+    ExitReason.TIMEOUT: ReasonText(
+        "Timeout", "Raise timeout_seconds, or split the job into shorter ones."
+    ),
+    ExitReason.CANCELLED: ReasonText("Cancelled", ""),
+    ExitReason.IMAGE_NOT_FOUND: ReasonText(
+        "Image not found", "Check the spelling of the image and its tag, and whether the host may pull."
+    ),
+    ExitReason.IMAGE_PULL_FAILED: ReasonText(
+        "Image pull failed", "Check the registry's address and credentials from the host."
+    ),
+    ExitReason.IMAGE_REFUSED: ReasonText(
+        "Image refused by policy", "Use an image that the host's policy allows, or change that policy."
+    ),
+    ExitReason.NETWORK_NOT_FOUND: ReasonText(
+        "Network not found", "Create the network on the host, or correct network_configuration."
+    ),
+    ExitReason.COMMAND_NOT_FOUND: ReasonText(
+        "Command not found", "Check the program's name and that the image contains it."
+    ),
+    ExitReason.COMMAND_NOT_EXECUTABLE: ReasonText(
+        "Command not executable", "Set the execute bit in the image, or name the interpreter in the command."
+    ),
+    ExitReason.BAD_USER: ReasonText("Bad user", "Use a numeric uid:gid that the engine accepts."),
+    ExitReason.CREATE_ERROR: ReasonText(
+        "Create error", "The engine refused the container; its own words are in the engine log."
+    ),
+    ExitReason.START_ERROR: ReasonText(
+        "Start error", "The engine could not start the container; its own words are in the engine log."
+    ),
+    ExitReason.NAME_TAKEN: ReasonText(
+        "Container name taken", "Remove or rename the foreign container that holds the name."
+    ),
+    ExitReason.POLICY_REFUSED: ReasonText(
+        "Refused by policy", "Change the job so that it meets the policy, or the policy in settings."
+    ),
+    ExitReason.KILLED_EXTERNALLY: ReasonText(
+        "Killed from outside", "Somebody or something other than this system sent the signal; look at the host."
+    ),
+    ExitReason.REMOVED_EXTERNALLY: ReasonText(
+        "Removed from outside", "Somebody removed the container behind the worker's back; look at the host."
+    ),
+    ExitReason.ENGINE_STOPPED: ReasonText(
+        "Engine stopped", "The Docker daemon was stopped or restarted; run the job again, or use live-restore."
+    ),
+    ExitReason.HOST_CRASHED: ReasonText(
+        "Host crashed", "The host went down under the job; run the job again."
+    ),
+    ExitReason.HOST_LOST: ReasonText(
+        "Host lost", "The host that ran the job is gone for good; run the job again on another one."
+    ),
+}
+
+
+class Intent(StrEnum):
+    """What we ourselves asked of the container: the first evidence."""
+
+    NONE = ""
+    CANCEL = "cancel"
+    TIMEOUT = "timeout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A final status with its reason, the exit code where there is one, and a sentence for people."""
+
+    status: Status
+    reason: ExitReason
+    exit_code: int | None
+    message: str
+
+
+_SIGKILL_EXIT = 137
+_SIGTERM_EXIT = 143
+_HOST_CRASH_EXIT = 255
+_START_ERRORS = {
+    125: ExitReason.START_ERROR,
+    126: ExitReason.COMMAND_NOT_EXECUTABLE,
+    127: ExitReason.COMMAND_NOT_FOUND,
+    128: ExitReason.BAD_USER,
+}
+
+
+def decide(
+    observation: Observation,
+    *,
+    intent: Intent = Intent.NONE,
+    timeout_seconds: int | None = None,
+    memory_limit_mb: int | None = None,
+    engine_interrupted: bool = False,
+) -> Outcome:
+    """Say what the end of a container means for its job.
+
+    `engine_interrupted`: the connection to the engine broke, or the worker changed, while the job ran.
+    Only then can 255 mean a crashed host and 137/143 a daemon that was stopped.
+    """
+    code = observation.exit_code
+    if intent is Intent.TIMEOUT:
+        limit = f" of {timeout_seconds} s" if timeout_seconds else ""
+        return _outcome(Status.TIMEOUT, ExitReason.TIMEOUT, code, f"The job ran over its time limit{limit}.")
+    if intent is Intent.CANCEL:
+        return _outcome(Status.CANCELLED, ExitReason.CANCELLED, code, "The job was cancelled.")
+    if observation.state is ContainerState.NOT_FOUND:
+        return _failed(
+            ExitReason.REMOVED_EXTERNALLY,
+            None,
+            "The container is gone without our doing; its exit code and the rest of its output went with it.",
+        )
+    if observation.state is ContainerState.CREATED and observation.error:
+        reason = _START_ERRORS.get(code or 0, ExitReason.START_ERROR)
+        return _failed(reason, code, f"The engine could not start the program: {observation.error}.")
+    if observation.oom_killed and code != 0:
+        limit = f" of {memory_limit_mb} MB" if memory_limit_mb else ""
+        return _failed(
+            ExitReason.OUT_OF_MEMORY, code, f"The job reached its memory limit{limit} and the kernel killed it."
+        )
+    if code == _HOST_CRASH_EXIT and engine_interrupted:
+        return _failed(ExitReason.HOST_CRASHED, code, "The host or its engine crashed while the job ran.")
+    if code in {_SIGKILL_EXIT, _SIGTERM_EXIT}:
+        signal = "SIGKILL" if code == _SIGKILL_EXIT else "SIGTERM"
+        if engine_interrupted:
+            return _failed(
+                ExitReason.ENGINE_STOPPED, code, f"The engine was stopped while the job ran and sent {signal}."
+            )
+        return _failed(
+            ExitReason.KILLED_EXTERNALLY,
+            code,
+            f"The job ended by {signal}, which this system did not send, nor was it short of memory.",
+        )
+    if code == 0:
+        warning = ""
+        if observation.oom_killed:
+            warning = "A child process ran out of memory and was killed, yet the job itself reported success."
+        return Outcome(status=Status.COMPLETED, reason=ExitReason.SUCCESS, exit_code=0, message=warning)
+    if code is None:
+        return _failed(ExitReason.HOST_LOST, None, "The engine does not know how the container ended.")
+    return _failed(ExitReason.APPLICATION_ERROR, code, f"The program ended with exit code {code}.")
+
+
+def rejected(reason: ExitReason, message: str) -> Outcome:
+    """The outcome of a job that never ran."""
+    return _failed(reason, None, message)
+
+
+def _failed(reason: ExitReason, code: int | None, message: str) -> Outcome:
+    return _outcome(Status.FAILED, reason, code, message)
+
+
+def _outcome(status: Status, reason: ExitReason, code: int | None, message: str) -> Outcome:
+    text = " ".join(part for part in (message, REASONS[reason].remedy) if part)
+    return Outcome(status=status, reason=reason, exit_code=code, message=text)
