@@ -1,0 +1,1 @@
+"""Development tools: private engines, a base image, databases. Standard library only."""
