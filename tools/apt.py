@@ -14,7 +14,7 @@ from pathlib import Path
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 
-class CannotInstall(RuntimeError):
+class CannotInstallError(RuntimeError):
     """Packages are missing and cannot be installed here; the text says which and why."""
 
 
@@ -28,10 +28,13 @@ def may_install() -> str:
 
 
 def install(packages: list[str]) -> None:
-    """Install packages without starting their services; progress goes to stderr. Raises `CannotInstall`."""
+    """Install packages without starting their services; progress goes to stderr.
+
+    Raises `CannotInstallError`.
+    """
     names = " ".join(packages)
     if reason := may_install():
-        raise CannotInstall(f"cannot install {names}: {reason}")
+        raise CannotInstallError(f"cannot install {names}: {reason}")
     print(f"apt: installing {names} (about a minute)", file=sys.stderr, flush=True)
     with _no_services():
         # The lists may be as old as the machine's image, or missing: an install alone tells nothing then.
@@ -44,9 +47,14 @@ def _apt(*arguments: str) -> None:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace",
-        )  # fmt: skip
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
         assert process.stdout is not None  # noqa: S101 - a pipe was asked for
         for line in process.stdout:
             log.write(line)
@@ -55,7 +63,9 @@ def _apt(*arguments: str) -> None:
         if process.wait():
             log.seek(0)
             tail = "".join(log.readlines()[-15:])
-            raise CannotInstall(f"`{' '.join(command)}` failed with exit code {process.returncode}:\n{tail}")
+            raise CannotInstallError(
+                f"`{' '.join(command)}` failed with exit code {process.returncode}:\n{tail}"
+            )
 
 
 @contextmanager

@@ -37,11 +37,13 @@ RECIPE = 4  # raise when the content of the image changes
 LABEL = "io.django-container-jobs.base"
 SEARCH_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 JOB_UID = 10001
-TOOLS = """
-    sh bash cat ls sleep head tail wc sort uniq grep sed awk id env kill dd yes seq tr cut tee true false
-    echo printf pwd mkdir rmdir rm cp mv ln touch chmod stat date uname hostname df du find xargs expr test
-    mktemp sha256sum base64 od timeout nohup nproc basename dirname readlink tar gzip ps
-""".split()
+TOOLS = (
+    "sh", "bash", "cat", "ls", "sleep", "head", "tail", "wc", "sort", "uniq", "grep", "sed", "awk",
+    "id", "env", "kill", "dd", "yes", "seq", "tr", "cut", "tee", "true", "false", "echo", "printf",
+    "pwd", "mkdir", "rmdir", "rm", "cp", "mv", "ln", "touch", "chmod", "stat", "date", "uname",
+    "hostname", "df", "du", "find", "xargs", "expr", "test", "mktemp", "sha256sum", "base64", "od",
+    "timeout", "nohup", "nproc", "basename", "dirname", "readlink", "tar", "gzip", "ps",
+)  # fmt: skip
 UNWANTED_DIRS = {
     "test", "tests", "idlelib", "turtledemo", "ensurepip", "lib2to3", "site-packages", "dist-packages",
     "tkinter", "__phello__",
@@ -108,13 +110,14 @@ class Tree:
         if not place.exists():
             shutil.copy2(source, place)
 
-    def write(self, target: str, text: str, mode: int = 0o644) -> None:
+    def write(self, target: str, text: str) -> None:
+        """Write a file of our own."""
         place = self.root / target.lstrip("/")
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text)
-        place.chmod(mode)
 
     def link(self, target: str, to: str) -> None:
+        """Make a symbolic link, unless something is there already."""
         place = self.root / target.lstrip("/")
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.is_symlink() and not place.exists():
@@ -158,12 +161,15 @@ def add_python(tree: Tree) -> list[Path]:
 
 def _unwanted(folder: str, names: list[str]) -> set[str]:
     cache = Path(folder).name == "__pycache__"
+    tag = f".{sys.implementation.cache_tag}."
     return {
         name
         for name in names
-        if name in UNWANTED_DIRS or name.startswith("config-") or name.endswith((".opt-1.pyc", ".opt-2.pyc", ".a"))
-        or (cache and f".{sys.implementation.cache_tag}." not in name)
-    }  # fmt: skip
+        if name in UNWANTED_DIRS
+        or name.startswith("config-")
+        or name.endswith((".opt-1.pyc", ".opt-2.pyc", ".a"))
+        or (cache and tag not in name)
+    }
 
 
 def add_libraries(tree: Tree, programs: list[Path]) -> None:
@@ -271,6 +277,7 @@ def present(engine: str, tag: str, key: str) -> bool:
 
 
 def split_tag(tag: str) -> tuple[str, str]:
+    """Name and version of a tag. Raises `BaseImageError` where one of them is missing."""
     repository, _, version = tag.rpartition(":")
     if not repository or "/" in version:
         raise BaseImageError(f"tag {tag!r}: give a name and a version, such as {default_tag()}")
@@ -319,6 +326,7 @@ def _say(line: str, say: bool) -> None:  # noqa: FBT001
 
 
 def main() -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(description="Make a base image from this machine's own Python.")
     parser.add_argument("--engine", required=True, help="unix:///path or tcp://host:port")
     parser.add_argument("--tag", action="append", help=f"may be repeated; {default_tag()} unless given")

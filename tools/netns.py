@@ -9,11 +9,14 @@ from __future__ import annotations
 import fcntl
 import ipaddress
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tools.processes import search_path
 
 # RFC 2544 set this range aside for bench tests: neither the internet nor Docker's own pools use it.
 POOL = ipaddress.ip_network("198.18.0.0/15")
@@ -84,7 +87,13 @@ def _locked() -> Iterator[None]:
 
 
 def _ip(*arguments: str, check: bool = True) -> str:
-    answer = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        ["ip", *arguments],
+        env={**os.environ, "PATH": search_path()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if check and answer.returncode:
         raise RuntimeError(f"`ip {' '.join(arguments)}` failed: {answer.stderr.strip()}")
     return answer.stdout
