@@ -1,0 +1,145 @@
+"""The real parts that tests stand on: Docker engines, PostgreSQL, Chromium.
+
+Where a part is missing on a laptop, its tests are skipped with the reason. With CI=true, or
+CM_REQUIRE_ALL=1, a missing part is an error.
+
+CM_TEST_DOCKER_URL    an engine to use instead of a private one
+CM_TEST_POSTGRES_URL  a PostgreSQL server to use instead of a private one
+CM_KEEP_ENGINE=1      leave what was started running for the next run (`make clean` stops it)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+import shutil
+from pathlib import Path
+from typing import IO, NoReturn
+
+import pytest
+
+from tools import apt, base_image, engine_http
+from tools.engine import Engine, EngineError, engines_below, refusal
+from tools.postgres import Cluster, PostgresError
+
+BASE_IMAGE = "cm-base:test"
+PROJECT = Path(__file__).resolve().parent.parent
+ROOT = PROJECT / ".state" / "engines"
+
+
+def required() -> bool:
+    """Whether a missing part is an error."""
+    return os.environ.get("CI", "").lower() in {"1", "true", "yes"} or bool(os.environ.get("CM_REQUIRE_ALL"))
+
+
+def missing(part: str, reason: str) -> NoReturn:
+    """Say that a part of the machinery is not there: skip on a laptop, fail in CI."""
+    text = f"{part} is not there: {reason}"
+    if required():
+        pytest.fail(text, pytrace=False)
+    pytest.skip(text)
+
+
+def keep() -> bool:
+    """Whether what was started stays for the next run."""
+    return bool(os.environ.get("CM_KEEP_ENGINE"))
+
+
+class Share:
+    """Who uses the private parts: the last session that leaves switches them off.
+
+    A shared file lock per session, which the kernel releases even for a killed one.
+    """
+
+    def __init__(self) -> None:
+        self._lock: IO[str] | None = None
+
+    def join(self) -> None:
+        """Count this session in; call before starting anything."""
+        if self._lock is None:
+            ROOT.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = (ROOT.parent / "tests.lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def leave(self) -> None:
+        """Count it out, and stop everything when nobody else is in."""
+        if self._lock is None:
+            return
+        try:
+            if not keep():
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stop_all()
+        except BlockingIOError:
+            pass  # another session still works with them and stops them later
+        finally:
+            self._lock.close()
+            self._lock = None
+
+
+SHARE = Share()
+
+
+def stop_all() -> None:
+    """Stop every private part of this checkout."""
+    for engine in engines_below(ROOT):
+        if engine.name.startswith("tests"):
+            engine.stop()
+    Cluster().stop()
+
+
+def with_base_image(url: str) -> str:
+    """The engine's address, once the tests' base image is on it."""
+    base_image.ensure(url, [BASE_IMAGE])
+    return url
+
+
+def private_engine(name: str, *, tcp: bool = False, flags: tuple[str, ...] = ()) -> Engine:
+    """A started private engine that holds the base image; its name starts with `tests`."""
+    engine = Engine(name=name, root=ROOT, flags=flags, tcp=tcp)
+    if reason := refusal():
+        missing("a private Docker Engine", reason)
+    SHARE.join()
+    try:
+        with_base_image(engine.start())
+    except EngineError as error:
+        missing("a private Docker Engine", str(error))
+    return engine
+
+
+@functools.cache
+def docker_url() -> str:
+    """The engine of the tests: the one that was named, a private one, or the one at hand."""
+    if named := os.environ.get("CM_TEST_DOCKER_URL"):
+        return with_base_image(named)
+    if reason := refusal():
+        for url in (os.environ.get("DOCKER_HOST", ""), "unix:///var/run/docker.sock"):
+            if url and engine_http.answers(url):
+                return with_base_image(url)
+        missing("a Docker Engine", f"none answers at DOCKER_HOST or /var/run/docker.sock, and {reason}")
+    return private_engine("tests").url
+
+
+@functools.cache
+def postgres_url() -> str:
+    """The PostgreSQL server of the tests: the one that was named, or a private one."""
+    if named := os.environ.get("CM_TEST_POSTGRES_URL"):
+        return named
+    SHARE.join()
+    try:
+        return Cluster().start()
+    except PostgresError as error:
+        # Settings are being loaded, there is no test to skip yet.
+        raise pytest.UsageError(f"CM_TEST_DB=postgres: {error}") from error
+
+
+def chromium_path() -> str:
+    """The browser; Debian's is installed where we may."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        try:
+            apt.install(["chromium"])
+        except apt.CannotInstallError as error:
+            missing("Chromium", str(error))
+        found = shutil.which("chromium")
+    return found or missing("Chromium", "the package installed no `chromium`")
