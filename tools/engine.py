@@ -17,11 +17,13 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -187,11 +189,12 @@ class Engine:
         self._launch_dockerd(state)
 
     def _launch_dockerd(self, state: dict[str, Any]) -> None:
+        self._write_daemon_settings()
         command = [
             "nsenter", f"--net=/run/netns/{self.id}",
             "dockerd", "--data-root", f"{self.home}/data", "--exec-root", f"{self.run}/docker",
             "--pidfile", f"{self.run}/docker.pid", "--containerd", f"{self.run}/containerd.sock",
-            "--group", "root", "-H", f"unix://{self.run}/docker.sock",
+            "--config-file", f"{self.run}/daemon.json", "--group", "root", "-H", f"unix://{self.run}/docker.sock",
         ]  # fmt: skip
         if state["tcp"]:
             # Without --tls=false dockerd pauses 15 s to warn of a plain address.
@@ -199,6 +202,22 @@ class Engine:
         dockerd = launch([*command, *state["flags"]], log=self.home / "dockerd.log")
         self._save({**state, "dockerd": dockerd.dump()})
         self._await("dockerd", dockerd, lambda: engine_http.answers(self.url))
+
+    def _write_daemon_settings(self) -> None:
+        """Give the engine an id of its own, and none of the machine's settings (/etc/docker/daemon.json).
+
+        Engine 20.10 takes its id from /etc/docker/key.json, so that all engines of a machine would look like
+        one; newer ones keep it with their data, yet take the old one over where they find it.
+        """
+        known = self.home / "data" / "engine-id"
+        if not known.exists():
+            known.write_text(str(uuid.uuid4()))
+        dockerd = _which("dockerd") or "dockerd"
+        answer = subprocess.run([dockerd, "--version"], capture_output=True, text=True, check=True)
+        major = re.search(r"version (\d+)", answer.stdout)
+        old = major is not None and int(major[1]) < 23
+        settings = {"deprecated-key-path": f"{self.home}/key.json"} if old else {}
+        (self.run / "daemon.json").write_text(json.dumps(settings))
 
     def _await(self, program: str, process: Process, ready: Any) -> None:
         deadline = time.monotonic() + READY_SECONDS
@@ -256,11 +275,20 @@ class Engine:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        """Alone with this engine: `start` and `stop` of one name wait for each other."""
         RUN.mkdir(parents=True, exist_ok=True)
         RUN.chmod(0o755)
-        with (RUN / f"{self.id}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+        path = RUN / f"{self.id}.lock"
+        while True:
+            with path.open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                # Whoever held it before may have removed the file: then the lock we got guards nothing.
+                if not path.exists() or path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
+                    continue
+                yield
+                if not self.run.exists():
+                    path.unlink()
+                return
 
 
 def engines_below(root: Path) -> list[Engine]:
