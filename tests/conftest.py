@@ -21,7 +21,7 @@ def docker_url() -> str:
 @pytest.fixture(scope="session")
 def second_engine() -> Engine:
     """Another engine with the base image, on a unix socket (`.url`) and plain TCP (`.tcp_url`)."""
-    return engines.private_engine("tests-second", tcp=True)
+    return engines.private_engine("second", tcp=True)
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def engine_of_my_own() -> Iterator[Callable[..., Engine]]:
     number = itertools.count(1)
 
     def make(*, flags: tuple[str, ...] = (), tcp: bool = False) -> Engine:
-        name = f"tests-own-{os.getpid()}-{next(number)}"
+        name = f"own-{os.getpid()}-{next(number)}"
         engine = engines.private_engine(name, flags=flags, tcp=tcp)
         started.append(engine)
         return engine
@@ -87,7 +87,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(trylast=True)  # after the databases of the tests are gone
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Switch off what was started; in CI a skipped test makes the run red."""
-    engines.SHARE.leave()
+    engines.SHARE.leave(keep=engines.keep())
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     skipped = reporter.stats.get("skipped", []) if reporter else []
     if skipped and engines.required() and exitstatus == pytest.ExitCode.OK:

@@ -10,22 +10,21 @@ CM_KEEP_ENGINE=1      leave what was started running for the next run (`make cle
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import os
 import shutil
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import NoReturn
 
 import pytest
 
 from tools import apt, base_image, engine_http
-from tools.engine import Engine, EngineError, engines_below, refusal
+from tools.engine import Engine, EngineError, refusal
+from tools.parts import ENGINES, PREFIX, Share
 from tools.postgres import Cluster, PostgresError
 
 BASE_IMAGE = "cm-base:test"
 PROJECT = Path(__file__).resolve().parent.parent
-ROOT = PROJECT / ".state" / "engines"
 
 
 def required() -> bool:
@@ -46,46 +45,7 @@ def keep() -> bool:
     return bool(os.environ.get("CM_KEEP_ENGINE"))
 
 
-class Share:
-    """Who uses the private parts: the last session that leaves switches them off.
-
-    A shared file lock per session, which the kernel releases even for a killed one.
-    """
-
-    def __init__(self) -> None:
-        self._lock: IO[str] | None = None
-
-    def join(self) -> None:
-        """Count this session in; call before starting anything."""
-        if self._lock is None:
-            ROOT.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = (ROOT.parent / "tests.lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
-
-    def leave(self) -> None:
-        """Count it out, and stop everything when nobody else is in."""
-        if self._lock is None:
-            return
-        try:
-            if not keep():
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                stop_all()
-        except BlockingIOError:
-            pass  # another session still works with them and stops them later
-        finally:
-            self._lock.close()
-            self._lock = None
-
-
 SHARE = Share()
-
-
-def stop_all() -> None:
-    """Stop every private part of this checkout."""
-    for engine in engines_below(ROOT):
-        if engine.name.startswith("tests"):
-            engine.stop()
-    Cluster().stop()
 
 
 def with_base_image(url: str) -> str:
@@ -95,8 +55,8 @@ def with_base_image(url: str) -> str:
 
 
 def private_engine(name: str, *, tcp: bool = False, flags: tuple[str, ...] = ()) -> Engine:
-    """A started private engine that holds the base image; its name starts with `tests`."""
-    engine = Engine(name=name, root=ROOT, flags=flags, tcp=tcp)
+    """A started private engine that holds the base image."""
+    engine = Engine(name=f"{PREFIX}-{name}", root=ENGINES, flags=flags, tcp=tcp)
     if reason := refusal():
         missing("a private Docker Engine", reason)
     SHARE.join()
@@ -117,7 +77,7 @@ def docker_url() -> str:
             if url and engine_http.answers(url):
                 return with_base_image(url)
         missing("a Docker Engine", f"none answers at DOCKER_HOST or /var/run/docker.sock, and {reason}")
-    return private_engine("tests").url
+    return private_engine("main").url
 
 
 @functools.cache

@@ -49,6 +49,7 @@ def writers_of_status(source: str) -> Iterator[tuple[int, str]]:
     """Every place of a module that writes an attribute or column `status`, or that could do so unseen."""
     tree = ast.parse(source)
     called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    harmless = _calls_with_literal_names(tree)
     for node in ast.walk(tree):
         match node:
             case ast.Attribute(attr="status", ctx=ast.Store() | ast.Del()):
@@ -56,7 +57,7 @@ def writers_of_status(source: str) -> Iterator[tuple[int, str]]:
             case ast.Subscript(value=owner, slice=key, ctx=ast.Store() | ast.Del()) if _is_namespace(owner):
                 if _may_be_status(key):
                     yield node.lineno, "writes into the object's namespace"
-            case ast.Call():
+            case ast.Call() if id(node) not in harmless:
                 yield from _call(node)
             case ast.Name(id="setattr" | "delattr") if id(node) not in called:
                 yield node.lineno, f"hands {node.id} on, so that its uses cannot be seen"
@@ -64,6 +65,30 @@ def writers_of_status(source: str) -> Iterator[tuple[int, str]]:
                 yield node.lineno, "hands __setattr__ on, so that its uses cannot be seen"
             case ast.Constant(value=str() as text) if SET_IN_SQL.search(text):
                 yield node.lineno, "writes status in SQL"
+
+
+def _calls_with_literal_names(tree: ast.AST) -> set[int]:
+    """`for name in ("a", "b"): setattr(x, name, ...)`: the name is known after all."""
+    found: set[int] = set()
+    for loop in ast.walk(tree):
+        match loop:
+            case ast.For(target=ast.Name(id=name), iter=ast.Tuple(elts=items) | ast.List(elts=items)):
+                literal = all(isinstance(item, ast.Constant) and item.value != "status" for item in items)
+                body = [part for statement in loop.body for part in ast.walk(statement)]
+                rebound = any(
+                    isinstance(part, ast.Name) and part.id == name and isinstance(part.ctx, ast.Store)
+                    for part in body
+                )
+                if literal and not rebound:
+                    found |= {id(part) for part in body if _sets_by(part, name)}
+    return found
+
+
+def _sets_by(part: ast.AST, name: str) -> bool:
+    match part:
+        case ast.Call(func=ast.Name(id="setattr"), args=[_, ast.Name(id=used), _]):
+            return used == name
+    return False
 
 
 def _call(node: ast.Call) -> Iterator[tuple[int, str]]:
@@ -128,6 +153,9 @@ def _may_be_status(node: ast.expr) -> bool:
         "(self.jobs[0]).status = 'failed'",
         "setattr(job, 'status', 'failed')",
         "setattr(job, name, value)",
+        "for name in ('weight', 'status'): setattr(job, name, 1)",
+        "for name in ('weight', 'name'):\n    name = 'sta' + 'tus'\n    setattr(job, name, 1)",
+        "for name in ('weight', 'name'): setattr(job, other, 1)",
         "write = setattr",
         "object.__setattr__(job, 'status', 'failed')",
         "job.__setattr__('status', 'failed')",
@@ -162,6 +190,7 @@ def test_the_scan_sees(source: str) -> None:
         "outcome = Outcome(status=Status.FAILED)",
         "return_value = JsonResponse({'status': 'ok'}, status=200)",
         "setattr(job, 'name', 'x')",
+        "for name in ('weight', 'is_active'): setattr(host, name, getattr(row, name))",
         "labels['status'] = 'x'",
         "jobs.aggregate(n=Count('pk', filter=Q(status='failed')))",
         "events.create(job=job, to_status='failed')",
