@@ -1,0 +1,1 @@
+"""Pure decisions and plain types: no Django, no engine, no I/O."""

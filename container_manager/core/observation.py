@@ -61,9 +61,11 @@ class LogFrame(NamedTuple):
 
 
 class LogCursor(NamedTuple):
-    """Where the stored log ends: the last timestamp, and how many frames at it are stored already.
+    """Where the stored log ends: of the frames at or after `timestamp_ns`, the first `frames` are stored.
 
-    The engine's `since` is inclusive, therefore the count.
+    An engine orders its log by arrival, and two streams' timestamps may cross by a little. A cursor
+    therefore looks back behind the newest frame, and counts: to resume, read since `timestamp_ns`
+    (inclusive) and skip the first `frames` frames of the answer, whatever their timestamps.
     """
 
     timestamp_ns: int
@@ -135,4 +137,4 @@ class HostFacts:
     system_time: datetime | None  # the engine's clock, to tell elapsed time on adoption
     user_namespaces: bool | None
     response_seconds: float
-    details: dict[str, Any] = field(default_factory=dict)  # operating system, cgroup version, storage driver, ...
+    details: dict[str, Any] = field(default_factory=dict)  # operating system, cgroup version, storage driver

@@ -56,9 +56,7 @@ REASONS: dict[ExitReason, ReasonText] = {
     ExitReason.OUT_OF_MEMORY: ReasonText(
         "Out of memory", "Raise memory_limit, or make the job hold less at once."
     ),
-    ExitReason.TIMEOUT: ReasonText(
-        "Timeout", "Raise timeout_seconds, or split the job into shorter ones."
-    ),
+    ExitReason.TIMEOUT: ReasonText("Timeout", "Raise timeout_seconds, or split the job into shorter ones."),
     ExitReason.CANCELLED: ReasonText("Cancelled", ""),
     ExitReason.IMAGE_NOT_FOUND: ReasonText(
         "Image not found", "Check the spelling of the image and its tag, and whether the host may pull."
@@ -92,13 +90,14 @@ REASONS: dict[ExitReason, ReasonText] = {
         "Refused by policy", "Change the job so that it meets the policy, or the policy in settings."
     ),
     ExitReason.KILLED_EXTERNALLY: ReasonText(
-        "Killed from outside", "Somebody or something other than this system sent the signal; look at the host."
+        "Killed from outside", "Something other than this system sent the signal; look at the host."
     ),
     ExitReason.REMOVED_EXTERNALLY: ReasonText(
         "Removed from outside", "Somebody removed the container behind the worker's back; look at the host."
     ),
     ExitReason.ENGINE_STOPPED: ReasonText(
-        "Engine stopped", "The Docker daemon was stopped or restarted; run the job again, or use live-restore."
+        "Engine stopped",
+        "The Docker daemon was stopped or restarted; run the job again, or use live-restore.",
     ),
     ExitReason.HOST_CRASHED: ReasonText(
         "Host crashed", "The host went down under the job; run the job again."
@@ -169,7 +168,9 @@ def decide(
     if observation.oom_killed and code != 0:
         limit = f" of {memory_limit_mb} MB" if memory_limit_mb else ""
         return _failed(
-            ExitReason.OUT_OF_MEMORY, code, f"The job reached its memory limit{limit} and the kernel killed it."
+            ExitReason.OUT_OF_MEMORY,
+            code,
+            f"The job reached its memory limit{limit} and the kernel killed it.",
         )
     if code == _HOST_CRASH_EXIT and engine_interrupted:
         return _failed(ExitReason.HOST_CRASHED, code, "The host or its engine crashed while the job ran.")
@@ -177,7 +178,9 @@ def decide(
         signal = "SIGKILL" if code == _SIGKILL_EXIT else "SIGTERM"
         if engine_interrupted:
             return _failed(
-                ExitReason.ENGINE_STOPPED, code, f"The engine was stopped while the job ran and sent {signal}."
+                ExitReason.ENGINE_STOPPED,
+                code,
+                f"The engine was stopped while the job ran and sent {signal}.",
             )
         return _failed(
             ExitReason.KILLED_EXTERNALLY,

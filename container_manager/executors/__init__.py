@@ -1,0 +1,1 @@
+"""What runs containers: the seam, the drivers, and the facade."""

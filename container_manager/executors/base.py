@@ -110,7 +110,8 @@ class Executor(ABC):
     ) -> Iterator[LogFrame]:
         """The container's output after `since`, in the order of the engine; to its end when `follow`.
 
-        Following ends when the container has stopped and everything was delivered. Close the iterator
+        `since` is read as `LogCursor` says: inclusive, the first `frames` frames skipped. Following ends
+        when the container has stopped and everything was delivered. Close the iterator
         to stop earlier; `close` ends all of them. Raises `ContainerGone`, `HostFault`.
         """
 

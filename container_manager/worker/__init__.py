@@ -1,0 +1,1 @@
+"""The worker: one supervisor, one agent per host."""

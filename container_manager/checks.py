@@ -1,0 +1,85 @@
+"""System checks: a mistake in the settings is told before the first job, with the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings as django_settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004
+from django.utils.module_loading import import_string
+
+from container_manager.conf import SETTING, Settings, problems
+from container_manager.executors.base import Executor
+
+
+@register("container_manager")
+def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """E001: an unknown key, a wrong type or value. E002: an executor that cannot be imported."""
+    raw = getattr(django_settings, SETTING, {})
+    found: list[CheckMessage] = [
+        Error(problem.message, hint=problem.hint, id="container_manager.E001") for problem in problems(raw)
+    ]
+    if found:
+        return found
+    for name, path in raw.get("EXECUTORS", {}).items():
+        try:
+            loaded = import_string(path)
+        except ImportError as error:
+            found.append(_bad_executor(name, f"cannot be imported: {error}"))
+            continue
+        if not (isinstance(loaded, type) and issubclass(loaded, Executor)):
+            found.append(
+                _bad_executor(name, "is not a subclass of container_manager.executors.base.Executor")
+            )
+    return found
+
+
+@register("container_manager", deploy=True)
+def check_deployment(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """W001: the executor without isolation is allowed in a deployment."""
+    raw = getattr(django_settings, SETTING, {})
+    if problems(raw):
+        return []  # E001 says so already
+    if raw.get("ALLOW_PROCESS_EXECUTOR", Settings().ALLOW_PROCESS_EXECUTOR):
+        return [
+            Warning(
+                "The process executor is allowed: its jobs run on this machine without isolation.",
+                hint=f"Remove 'ALLOW_PROCESS_EXECUTOR' from {SETTING} outside development.",
+                id="container_manager.W001",
+            )
+        ]
+    return []
+
+
+@register(Tags.database)
+def check_sqlite(
+    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """W002: SQLite without IMMEDIATE transactions, which makes writers fail instead of wait."""
+    found: list[CheckMessage] = []
+    for alias in databases or ():
+        options = django_settings.DATABASES[alias]
+        if not options["ENGINE"].endswith("sqlite3"):
+            continue
+        mode = str(options.get("OPTIONS", {}).get("transaction_mode") or "DEFERRED").upper()
+        if mode == "DEFERRED":
+            found.append(
+                Warning(
+                    f"The SQLite database {alias!r} uses deferred transactions; "
+                    "a worker and a web process that write at once may get 'database is locked'.",
+                    hint="Set OPTIONS = {'transaction_mode': 'IMMEDIATE', 'timeout': 20, "
+                    "'init_command': 'PRAGMA journal_mode=WAL'}.",
+                    id="container_manager.W002",
+                )
+            )
+    return found
+
+
+def _bad_executor(name: str, what: str) -> Error:
+    return Error(
+        f"{SETTING}['EXECUTORS'][{name!r}] {what}.",
+        hint="Give the dotted path of an Executor class.",
+        id="container_manager.E002",
+    )

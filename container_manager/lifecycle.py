@@ -1,0 +1,645 @@
+"""The state machine on the database: the only module that writes `ContainerJob.status`.
+
+Each function is one short transaction: the fence (for a worker), a conditional UPDATE that names the
+expected status and, for a worker, its lease token, the attempt's row, and an event. An UPDATE that
+matches no row means that somebody else was faster; the function then writes nothing and says so.
+Signals go out after the commit.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from django.db import connections, router, transaction
+from django.db.models import F, Q, QuerySet
+from django.db.models.signals import post_save
+from django.utils import timezone
+
+from container_manager import signals
+from container_manager.core.errors import ExecutorError, IllegalTransition, JobFault
+from container_manager.core.observation import LogCursor
+from container_manager.core.outcome import ExitReason, Outcome, rejected
+from container_manager.core.states import ACTIVE, FINAL, MOVES, Status, Transition, is_legal
+from container_manager.models import (
+    ContainerJob,
+    EngineLease,
+    ExecutionMetadata,
+    ExecutorHost,
+    JobEvent,
+    LogChunk,
+)
+from container_manager.models.admission import Desk
+from container_manager.models.job import NOTE_FIELDS, SPEC_FIELDS
+from container_manager.models.lease import HeldLease
+
+logger = logging.getLogger("container_manager.jobs")
+
+WAKE_CHANNEL = "container_manager_wake"
+
+_ACTIVE = [status.value for status in ACTIVE]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What an attempt used. Unknown is None."""
+
+    max_memory_bytes: int | None = None
+    memory_source: str = ""
+    cpu_percent: float | None = None
+    samples: int = 0
+
+
+class Chunk(NamedTuple):
+    """A run of encoded frames on its way to a `LogChunk` row."""
+
+    sequence: int
+    data: bytes
+    last_timestamp_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogState:
+    """Where the stored log of an attempt stands, and how the job's own columns show it."""
+
+    chunk_count: int
+    cursor: LogCursor | None
+    stdout_bytes: int
+    stderr_bytes: int
+    complete: bool
+    truncated: bool
+    stdout_text: str | None = None  # None: the column stays as it is
+    stderr_text: str | None = None
+
+
+# ---------------------------------------------------------------------------------------- callers
+
+
+def create(job: ContainerJob, insert: Callable[[], None]) -> None:
+    """Admit one new job and store it with its first event. Raises InvalidJob; nothing is stored then."""
+    if job.status != Status.PENDING:
+        raise IllegalTransition(
+            f"status: a new job starts as 'pending', not {job.status!r}. Leave status out."
+        )
+    Desk().admit(job)
+    with transaction.atomic(using=_alias()):
+        insert()
+        _event(job, "create", source="", actor=_person(job))
+        wake()
+
+
+def create_many(
+    jobs: list[ContainerJob], insert: Callable[[list[ContainerJob]], list[ContainerJob]]
+) -> list[ContainerJob]:
+    """Store admitted jobs and their first events in one transaction."""
+    with transaction.atomic(using=_alias()):
+        stored = insert(jobs)
+        JobEvent.objects.bulk_create(
+            [
+                JobEvent(job=job, transition="create", to_status=job.status, actor=_person(job))
+                for job in stored
+            ]
+        )
+        wake()
+    for job in stored:
+        job.mark_stored()
+    return stored
+
+
+def change(job: ContainerJob, update_fields: Collection[str] | None, save: Callable[..., None]) -> None:
+    """Store what a caller changed on an existing job. Raises IllegalTransition, InvalidJob."""
+    wanted = None if update_fields is None else {_attribute(name) for name in update_fields}
+    if wanted is not None:
+        unknown = wanted - {*NOTE_FIELDS, *SPEC_FIELDS, "status"}
+        if unknown:
+            raise IllegalTransition(
+                f"{', '.join(sorted(unknown))}: written by the worker alone. "
+                f"A caller may save {', '.join(sorted((*NOTE_FIELDS, 'status')))}."
+            )
+    with transaction.atomic(using=_alias()):
+        changed = job.changed_spec_fields()
+        columns = set(NOTE_FIELDS)
+        if changed:
+            # A claim between our read and this write must win: lock the row, or find it claimed.
+            still_pending = (
+                QuerySet(ContainerJob).filter(pk=job.pk, status=Status.PENDING).update(attempt=F("attempt"))
+            )
+            if not still_pending:
+                raise IllegalTransition(
+                    f"{', '.join(changed)}: fixed once the job was claimed. Create a new job instead."
+                )
+            Desk().admit(job)
+            columns.update(SPEC_FIELDS)
+        if wanted is not None:
+            columns &= wanted | ({"environment"} if changed else set())
+        loaded = columns & job.__dict__.keys()
+        if loaded:
+            save(update_fields=[name.removesuffix("_id") for name in sorted(loaded)])
+        if "status" in job.__dict__ and (wanted is None or "status" in wanted):
+            _change_status(job)
+
+
+def request_cancel(job: ContainerJob, *, actor: str = "") -> bool:
+    """End a pending job, or ask the worker to end an active one; False when it has ended already."""
+    with transaction.atomic(using=_alias()):
+        if _cancel_now(job, [Status.PENDING], actor=actor):
+            return True
+        now = timezone.now()
+        asked = (
+            QuerySet(ContainerJob)
+            .filter(pk=job.pk, status__in=_ACTIVE, cancel_requested_at__isnull=True)
+            .update(cancel_requested_at=now, cancel_requested_by=actor)
+        )
+        if asked:
+            job.cancel_requested_at, job.cancel_requested_by = now, actor
+            job.status = QuerySet(ContainerJob).values_list("status", flat=True).get(pk=job.pk)
+            job.mark_stored()
+            _event(job, "cancel_requested", source=job.status, actor=actor)
+            wake()
+            return True
+        return QuerySet(ContainerJob).filter(pk=job.pk, status__in=_ACTIVE).exists()
+
+
+def _change_status(job: ContainerJob) -> None:
+    """Carry out `job.status = ...; job.save()`; a status that the caller did not touch is not a wish."""
+    target = job.status
+    if target == job.stored_status:
+        return
+    stored = QuerySet(ContainerJob).values_list("status", flat=True).get(pk=job.pk)
+    if target == stored:
+        return
+    if target != Status.CANCELLED:
+        legal = ", ".join(
+            sorted({str(t) for move in MOVES.values() if stored in move.sources for t in move.targets})
+        )
+        raise IllegalTransition(
+            f"status: {stored!r} cannot become {target!r} by save(). A caller may only set 'cancelled'; "
+            f"the worker moves a {stored!r} job to {legal or 'nothing, it has ended'}."
+        )
+    if not _cancel_now(job, [Status.PENDING, *ACTIVE], actor="code"):
+        raise IllegalTransition(
+            f"status: the job is {stored!r} and has ended; it cannot be cancelled any more."
+        )
+
+
+def _cancel_now(job: ContainerJob, sources: Sequence[str], *, actor: str) -> bool:
+    now = timezone.now()
+    before = QuerySet(ContainerJob).filter(pk=job.pk).values_list("status", flat=True).first() or ""
+    rows = (
+        QuerySet(ContainerJob)
+        .filter(pk=job.pk, status__in=[str(source) for source in sources])
+        .update(
+            status=Status.CANCELLED,
+            completed_at=now,
+            exit_reason=ExitReason.CANCELLED,
+            exit_message="The job was cancelled.",
+            cancel_requested_at=now,
+            cancel_requested_by=actor,
+        )
+    )
+    if not rows:
+        return False
+    job.status, job.completed_at = Status.CANCELLED.value, now
+    job.exit_reason, job.exit_message = ExitReason.CANCELLED.value, "The job was cancelled."
+    job.cancel_requested_at, job.cancel_requested_by = now, actor
+    event = _event(job, Transition.CANCEL, source=before, actor=actor, reason=ExitReason.CANCELLED)
+    _announce(job, event, ("status", "completed_at", "exit_reason", "exit_message", "cancel_requested_at"))
+    wake()
+    return True
+
+
+# ----------------------------------------------------------------------------------------- worker
+
+
+def claim(
+    lease: HeldLease,
+    host: ExecutorHost,
+    *,
+    limit: int,
+    worker: str,
+    only: Collection[Any] | None = None,
+    from_hosts: Collection[int] = (),
+) -> list[tuple[ContainerJob, ExecutionMetadata]]:
+    """Take up to `limit` waiting jobs for a host: by priority, then age. The intent is stored.
+
+    `from_hosts`: other hosts' jobs that were placed there by us and may run here instead. `only`: job
+    ids to choose from. Raises LeaseLost.
+    """
+    place = Q(docker_host=host)
+    if from_hosts:
+        place |= Q(docker_host__in=list(from_hosts), host_pinned=False)
+    features = connections[_alias()].features
+    with transaction.atomic(using=_alias()):
+        EngineLease.fence(lease)
+        waiting = QuerySet(ContainerJob).filter(place, status=Status.PENDING)
+        if only is not None:
+            waiting = waiting.filter(pk__in=list(only))
+        if host.cpus:
+            waiting = waiting.filter(cpu_limit__lte=host.cpus)
+        if features.has_select_for_update_skip_locked:
+            waiting = waiting.select_for_update(skip_locked=True, of=("self",))
+        elif features.has_select_for_update:
+            waiting = waiting.select_for_update()
+        jobs = list(
+            waiting.order_by("-priority", "created_at", "pk").defer("stdout_log", "stderr_log")[:limit]
+        )
+        if not jobs:
+            return []
+        now = timezone.now()
+        QuerySet(ContainerJob).filter(pk__in=[job.pk for job in jobs], status=Status.PENDING).update(
+            status=Status.LAUNCHING,
+            docker_host=host,
+            attempt=F("attempt") + 1,
+            lease_token=lease.token,
+            launched_at=now,
+        )
+        executions, events = [], []
+        for job in jobs:
+            job.status, job.docker_host, job.launched_at = Status.LAUNCHING.value, host, now
+            job.attempt, job.lease_token = job.attempt + 1, lease.token
+            job.mark_stored()
+            executions.append(
+                ExecutionMetadata(
+                    job=job,
+                    attempt=job.attempt,
+                    docker_host=host,
+                    engine_id=lease.engine_id,
+                    worker=worker,
+                    container_name=job.container_name,
+                )
+            )
+            events.append(
+                JobEvent(
+                    job=job,
+                    attempt=job.attempt,
+                    transition=Transition.CLAIM,
+                    from_status=Status.PENDING,
+                    to_status=Status.LAUNCHING,
+                    actor=worker,
+                )
+            )
+        executions = ExecutionMetadata.objects.bulk_create(executions)
+        JobEvent.objects.bulk_create(events)
+        for job, event in zip(jobs, events, strict=True):
+            _announce(job, event, ("status", "docker_host", "attempt", "launched_at"))
+    return list(zip(jobs, executions, strict=True))
+
+
+def start(
+    lease: HeldLease,
+    job: ContainerJob,
+    execution: ExecutionMetadata,
+    *,
+    at: datetime,
+    worker: str,
+    container_id: str,
+    docker_log: str,
+) -> bool:
+    """The container runs: launching -> running. False when the job is not ours to move any more."""
+    with transaction.atomic(using=_alias()):
+        EngineLease.fence(lease)
+        fields = {"started_at": at, "docker_log": docker_log}
+        event = _move(lease, job, Transition.START, Status.RUNNING, fields, actor=worker)
+        if event is None:
+            return False
+        execution.container_id, execution.started_at = container_id, at
+        execution.save(update_fields=["container_id", "started_at", "spec_hash", "image_id", "image_digest"])
+        return True
+
+
+def finish(
+    lease: HeldLease,
+    job: ContainerJob,
+    execution: ExecutionMetadata,
+    outcome: Outcome,
+    *,
+    started_at: datetime | None,
+    finished_at: datetime | None,
+    worker: str,
+    usage: Usage,
+    logs: LogState,
+    chunks: Sequence[Chunk],
+    docker_log: str,
+) -> bool:
+    """The attempt has ended: store its record, and move the job to its final status.
+
+    A container that ended before it was seen running passes through `start` in the same transaction.
+    When the job was given another status meanwhile (cancelled by its owner), the attempt's record is
+    stored all the same and False is returned.
+    """
+    now = timezone.now()
+    target = outcome.status
+    with transaction.atomic(using=_alias()):
+        EngineLease.fence(lease)
+        _store_chunks(execution, chunks)
+        _store_attempt(execution, outcome, started_at, finished_at, now, usage, logs)
+        record = _record(execution, docker_log, logs)
+        result = {
+            "completed_at": finished_at or now,
+            "exit_code": outcome.exit_code,
+            "exit_reason": outcome.reason.value,
+            "exit_message": outcome.message,
+            **record,
+        }
+        if started_at is not None:
+            result["started_at"] = started_at
+        if job.status == Status.LAUNCHING and started_at is not None and target is not Status.CANCELLED:
+            _move(lease, job, Transition.START, Status.RUNNING, {"started_at": started_at}, actor=worker)
+        event = None
+        if job.status not in FINAL:
+            transition = _final_transition(Status(job.status), target)
+            event = _move(
+                lease,
+                job,
+                transition,
+                target,
+                result,
+                actor=worker,
+                reason=outcome.reason,
+                message=outcome.message,
+            )
+        if event is None:
+            _store_late_record(lease, job, outcome, record, started_at)
+            return False
+        return True
+
+
+def release(
+    lease: HeldLease,
+    job: ContainerJob,
+    execution: ExecutionMetadata,
+    *,
+    worker: str,
+    message: str,
+    docker_log: str,
+) -> bool:
+    """Give a job back that never ran, because of a fault of its host: launching -> pending."""
+    with transaction.atomic(using=_alias()):
+        EngineLease.fence(lease)
+        execution.recorded_at, execution.exit_message = timezone.now(), message
+        execution.save(update_fields=["recorded_at", "exit_message"])
+        fields = {"lease_token": None, "docker_log": docker_log}
+        return (
+            _move(lease, job, Transition.RELEASE, Status.PENDING, fields, actor=worker, message=message)
+            is not None
+        )
+
+
+def refuse(
+    lease: HeldLease, job: ContainerJob, execution: ExecutionMetadata, error: ExecutorError, *, worker: str
+) -> None:
+    """The job as asked for cannot run, and never did: launching -> failed."""
+    reason = error.reason if isinstance(error, JobFault) else ExitReason.CREATE_ERROR
+    nothing = LogState(
+        chunk_count=0, cursor=None, stdout_bytes=0, stderr_bytes=0, complete=False, truncated=False
+    )
+    finish(
+        lease,
+        job,
+        execution,
+        rejected(reason, str(error)),
+        started_at=None,
+        finished_at=None,
+        worker=worker,
+        usage=Usage(),
+        logs=nothing,
+        chunks=(),
+        docker_log=error.detail,
+    )
+
+
+def adopt(
+    lease: HeldLease, host: ExecutorHost, *, worker: str
+) -> list[tuple[ContainerJob, ExecutionMetadata]]:
+    """Take over every active job of this engine from whoever held it before. Raises LeaseLost."""
+    with transaction.atomic(using=_alias()):
+        EngineLease.fence(lease)
+        held = (
+            QuerySet(ContainerJob)
+            .filter(docker_host=host, status__in=_ACTIVE)
+            .exclude(lease_token=lease.token)
+            .select_related("docker_host")
+            .order_by("created_at")
+        )
+        pairs = []
+        for job in held:
+            rows = QuerySet(ContainerJob).filter(pk=job.pk, status=job.status).update(lease_token=lease.token)
+            if not rows:
+                continue
+            job.lease_token = lease.token
+            execution = ExecutionMetadata.objects.get(job=job, attempt=job.attempt)
+            execution.worker = worker
+            execution.save(update_fields=["worker"])
+            _event(job, "adopt", source=job.status, actor=worker)
+            pairs.append((job, execution))
+        return pairs
+
+
+def store_logs(
+    lease: HeldLease,
+    job: ContainerJob,
+    execution: ExecutionMetadata,
+    chunks: Sequence[Chunk],
+    logs: LogState,
+) -> None:
+    """Append chunks and move the cursor with them. Raises LeaseLost."""
+    with transaction.atomic(using=_alias()):
+        EngineLease.fence(lease)
+        _store_chunks(execution, chunks)
+        _apply_logs(execution, logs)
+        execution.save(update_fields=_LOG_FIELDS)
+        columns = _log_columns(logs)
+        if columns:
+            QuerySet(ContainerJob).filter(pk=job.pk, lease_token=lease.token).update(**columns)
+
+
+def wake() -> None:
+    """Tell idle workers that there is something to do, with the commit of the current transaction.
+
+    PostgreSQL delivers it; elsewhere workers see the change themselves (SQLite's data version) or poll.
+    """
+    connection = connections[_alias()]
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_notify(%s, '')", [WAKE_CHANNEL])
+
+
+# ---------------------------------------------------------------------------------------- insides
+
+_LOG_FIELDS = [
+    "log_chunk_count",
+    "log_cursor_ns",
+    "log_cursor_frames",
+    "stdout_bytes",
+    "stderr_bytes",
+    "logs_complete",
+    "logs_truncated",
+]
+
+
+def _move(
+    lease: HeldLease,
+    job: ContainerJob,
+    transition: Transition,
+    target: Status,
+    fields: dict[str, Any],
+    *,
+    actor: str,
+    reason: str = "",
+    message: str = "",
+) -> JobEvent | None:
+    source = Status(job.status)
+    if not is_legal(transition, source, target):
+        raise IllegalTransition(f"status: {transition} does not lead from {source!r} to {target!r}.")
+    rows = (
+        QuerySet(ContainerJob)
+        .filter(pk=job.pk, status=source, lease_token=lease.token)
+        .update(status=target, **fields)
+    )
+    if not rows:
+        return None
+    job.status = target.value
+    for name, value in fields.items():
+        setattr(job, name, value)
+    job.mark_stored()
+    event = _event(job, transition, source=source, actor=actor, reason=reason, message=message)
+    _announce(job, event, ("status", *fields))
+    return event
+
+
+def _final_transition(source: Status, target: Status) -> Transition:
+    if target is Status.CANCELLED:
+        return Transition.CANCEL
+    if source is Status.RUNNING:
+        return Transition.FINISH
+    return Transition.EXPIRE if target is Status.TIMEOUT else Transition.REJECT
+
+
+def _store_attempt(
+    execution: ExecutionMetadata,
+    outcome: Outcome,
+    started_at: datetime | None,
+    finished_at: datetime | None,
+    now: datetime,
+    usage: Usage,
+    logs: LogState,
+) -> None:
+    execution.started_at, execution.finished_at, execution.recorded_at = started_at, finished_at, now
+    execution.exit_code, execution.exit_reason = outcome.exit_code, outcome.reason.value
+    execution.exit_message = outcome.message
+    execution.max_memory_usage, execution.memory_source = usage.max_memory_bytes, usage.memory_source
+    execution.cpu_usage_percent, execution.usage_samples = usage.cpu_percent, usage.samples
+    _apply_logs(execution, logs)
+    execution.save()
+
+
+def _store_chunks(execution: ExecutionMetadata, chunks: Sequence[Chunk]) -> None:
+    if chunks:
+        LogChunk.objects.bulk_create(
+            [
+                LogChunk(
+                    execution=execution,
+                    sequence=chunk.sequence,
+                    data=chunk.data,
+                    last_timestamp_ns=chunk.last_timestamp_ns,
+                )
+                for chunk in chunks
+            ],
+            ignore_conflicts=True,  # a commit whose answer was lost is repeated
+        )
+
+
+def _apply_logs(execution: ExecutionMetadata, logs: LogState) -> None:
+    execution.log_chunk_count = logs.chunk_count
+    if logs.cursor is not None:
+        execution.log_cursor_ns, execution.log_cursor_frames = logs.cursor
+    execution.stdout_bytes, execution.stderr_bytes = logs.stdout_bytes, logs.stderr_bytes
+    execution.logs_complete, execution.logs_truncated = logs.complete, logs.truncated
+
+
+def _log_columns(logs: LogState) -> dict[str, str]:
+    texts = {"stdout_log": logs.stdout_text, "stderr_log": logs.stderr_text}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def _record(execution: ExecutionMetadata, docker_log: str, logs: LogState) -> dict[str, Any]:
+    """What an attempt leaves on the job's own row, whatever the job's status is by now."""
+    return {
+        "max_memory_usage": execution.max_memory_usage,
+        "cpu_usage_percent": execution.cpu_usage_percent,
+        "docker_log": docker_log,
+        **_log_columns(logs),
+    }
+
+
+def _store_late_record(
+    lease: HeldLease, job: ContainerJob, outcome: Outcome, record: dict[str, Any], started_at: datetime | None
+) -> None:
+    """The job was ended by its owner before we could say how its container ended: keep the facts."""
+    fields = {**record, "exit_code": outcome.exit_code}
+    if started_at is not None:
+        fields["started_at"] = started_at
+    QuerySet(ContainerJob).filter(
+        pk=job.pk, attempt=job.attempt, lease_token=lease.token, status__in=[str(s) for s in FINAL]
+    ).update(**fields)
+
+
+def _event(
+    job: ContainerJob, transition: str, *, source: str, actor: str, reason: str = "", message: str = ""
+) -> JobEvent:
+    return JobEvent.objects.create(
+        job=job,
+        attempt=job.attempt,
+        transition=transition,
+        from_status=source,
+        to_status=job.status,
+        actor=actor,
+        reason=reason,
+        message=message,
+    )
+
+
+def _announce(job: ContainerJob, event: JobEvent, fields: Iterable[str]) -> None:
+    """Tell receivers after the commit. A receiver that raises is logged; the record stands."""
+    names = frozenset(fields)
+    snapshot = copy.copy(job)  # two moves in one transaction show their own status to each receiver
+
+    def send() -> None:
+        outcomes = post_save.send_robust(
+            sender=ContainerJob,
+            instance=snapshot,
+            created=False,
+            raw=False,
+            using=_alias(),
+            update_fields=names,
+        )
+        outcomes += signals.job_status_changed.send_robust(sender=ContainerJob, job=snapshot, event=event)
+        if event.to_status in FINAL:
+            outcomes += signals.job_finished.send_robust(sender=ContainerJob, job=snapshot, event=event)
+        for receiver, answer in outcomes:
+            if isinstance(answer, Exception):
+                logger.error(
+                    "A signal receiver failed for job %s: %r",
+                    job.pk,
+                    receiver,
+                    exc_info=answer,
+                    extra={"job_id": str(job.pk)},
+                )
+
+    transaction.on_commit(send, using=_alias())
+
+
+def _alias() -> str:
+    return router.db_for_write(ContainerJob)
+
+
+def _attribute(name: str) -> str:
+    return ContainerJob._meta.get_field(name).attname if name != "status" else name
+
+
+def _person(job: ContainerJob) -> str:
+    return f"user:{job.created_by_id}" if job.created_by_id else ""

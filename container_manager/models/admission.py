@@ -1,0 +1,158 @@
+"""Admission: what a caller asked for becomes a job that may run, or an error that says what to change.
+
+No network call is made here. Every check of a job's own fields happens in this one place, whichever way
+the job was made: `create_job`, `create`, `bulk_create`, a form, or `save`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from django.db.models import Count, Q
+
+from container_manager.conf import get_settings
+from container_manager.core.commands import CommandForm, parse_command
+from container_manager.core.environment import check_environment, merge
+from container_manager.core.errors import InvalidJob, NoEligibleHost
+from container_manager.core.images import parse_image
+from container_manager.core.networks import parse_networks
+from container_manager.core.placement import HostState, choose
+from container_manager.core.policy import JobRequest, build_spec, enforce
+from container_manager.core.spec import ContainerSpec
+from container_manager.core.states import ACTIVE, Status
+from container_manager.models.environment import EnvironmentVariableTemplate
+from container_manager.models.host import ExecutorHost
+
+if TYPE_CHECKING:
+    from container_manager.models.job import ContainerJob
+
+REGISTER_HINT = "Register the local engine with: python manage.py register_local_host"
+
+
+@dataclass(slots=True)
+class Desk:
+    """Admits a batch of jobs with a constant number of queries: hosts and their load are read once."""
+
+    _hosts: list[ExecutorHost] | None = None
+    _states: dict[int, HostState] = field(default_factory=dict)
+
+    def admit(self, job: ContainerJob) -> None:
+        """Check and complete one job in place; nothing is written. Raises InvalidJob."""
+        check(job)
+        if job.docker_host_id is None:
+            job.docker_host = self._place(job)
+            job.host_pinned = False
+        host = job.docker_host
+        if not host.is_active:
+            raise NoEligibleHost(f"the host {host.name!r} is not active. Activate it, or name another one.")
+        enforce(request_of(job), get_settings().policy(), cpus=host.cpus, host_name=host.name)
+
+    def _place(self, job: ContainerJob) -> ExecutorHost:
+        if self._hosts is None:
+            self._hosts = list(ExecutorHost.objects.annotate(**_LOAD).order_by("name"))
+            self._states = {host.pk: host_state(host) for host in self._hosts}
+        chosen = choose(list(self._states.values()), cpus=job.cpu_limit)
+        self._states[int(chosen.key)] = _with_one_more(chosen)
+        return next(host for host in self._hosts if str(host.pk) == chosen.key)
+
+
+_LOAD = {
+    "used_slots": Count("jobs", filter=Q(jobs__status__in=[str(status) for status in ACTIVE])),
+    "queued_jobs": Count("jobs", filter=Q(jobs__status=str(Status.PENDING))),
+}
+
+
+def host_state(host: ExecutorHost) -> HostState:
+    """A host row, annotated with its load, as placement sees it."""
+    return HostState(
+        key=str(host.pk),
+        name=host.name,
+        is_active=host.is_active,
+        status=host.health,
+        weight=host.weight,
+        max_jobs=host.max_concurrent_jobs,
+        used=getattr(host, "used_slots", 0),
+        queued=getattr(host, "queued_jobs", 0),
+        cpus=host.cpus,
+    )
+
+
+def check(job: ContainerJob) -> None:
+    """Check and complete everything about a job but its place. Raises InvalidJob."""
+    parse_image(job.docker_image)
+    parsed = parse_command(job.command, CommandForm(job.command_form or CommandForm.AUTO))
+    job.command, job.command_form = parsed.text, parsed.form
+    job.environment_vars = check_environment(job.environment_vars)
+    inherited = job.environment_template.get_environment_variables() if job.environment_template else {}
+    job.environment = merge(inherited, job.environment_vars)
+    parse_networks(job.network_configuration)
+    enforce(request_of(job), get_settings().policy())
+    if len(job.name) > 200:
+        raise InvalidJob("name", f"it has {len(job.name)} characters; use at most 200.")
+    if (
+        isinstance(job.priority, bool)
+        or not isinstance(job.priority, int)
+        or not -32768 <= job.priority <= 32767
+    ):
+        raise InvalidJob("priority", f"{job.priority!r} is not a whole number from -32768 to 32767.")
+
+
+def request_of(job: ContainerJob) -> JobRequest:
+    """The job's own wishes as the policy sees them."""
+    return JobRequest(
+        image=job.docker_image,
+        argv=parse_command(job.command, CommandForm(job.command_form)).argv,
+        environment=dict(job.environment),
+        working_directory=job.working_directory,
+        memory_limit=job.memory_limit,
+        cpu_limit=job.cpu_limit,
+        timeout_seconds=job.timeout_seconds,
+        networks=parse_networks(job.network_configuration),
+        user=job.user,
+        read_only_root=job.read_only_root,
+    )
+
+
+def spec_of(job: ContainerJob, installation: str) -> ContainerSpec:
+    """The container of the job's current attempt, built from the policy in force."""
+    return build_spec(
+        request_of(job),
+        get_settings().policy(),
+        name=job.container_name,
+        installation=installation,
+        job_id=str(job.pk),
+        attempt=job.attempt,
+    )
+
+
+def find_template(
+    template: EnvironmentVariableTemplate | str | None,
+) -> EnvironmentVariableTemplate | None:
+    """A template by name or instance. Raises InvalidJob for an unknown name."""
+    if template is None or isinstance(template, EnvironmentVariableTemplate):
+        return template
+    if not isinstance(template, str):
+        raise InvalidJob("environment_template", f"{template!r} is neither a template nor the name of one.")
+    try:
+        return EnvironmentVariableTemplate.objects.get(name=template)
+    except EnvironmentVariableTemplate.DoesNotExist:
+        names = EnvironmentVariableTemplate.objects.order_by("name").values_list("name", flat=True)[:10]
+        known = f"Known: {', '.join(names)}." if names else "None exists yet."
+        raise InvalidJob(
+            "environment_template", f"there is no template named {template!r}. {known}"
+        ) from None
+
+
+def _with_one_more(state: HostState) -> HostState:
+    return replace(state, queued=state.queued + 1)
+
+
+def jobs_admitted(jobs: Iterable[ContainerJob]) -> list[ContainerJob]:
+    """Admit a batch; one refused job refuses all, before anything is written."""
+    desk = Desk()
+    admitted = list(jobs)
+    for job in admitted:
+        desk.admit(job)
+    return admitted

@@ -1,0 +1,230 @@
+"""Hosts that run jobs."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.utils import timezone
+
+from container_manager import signals
+from container_manager.conf import get_settings
+from container_manager.core.errors import ConfigurationError, ExecutorError, HostMismatch
+from container_manager.core.observation import HostFacts
+from container_manager.executors.base import HostConfig
+from container_manager.executors.registry import executor_class
+
+logger = logging.getLogger("container_manager.hosts")
+
+_SCHEMES = {"docker": ("unix", "tcp"), "process": ("process",)}
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
+
+
+class ExecutorHost(models.Model):
+    """One engine at one address. Bound to the engine's own id at the first contact."""
+
+    class HostType(models.TextChoices):
+        UNIX = "unix", "Unix socket"
+        TCP = "tcp", "TCP"
+
+    class Health(models.TextChoices):
+        UNKNOWN = "unknown", "never checked"
+        HEALTHY = "healthy", "healthy"
+        UNREACHABLE = "unreachable", "unreachable"
+        MISMATCHED = "mismatched", "another engine answers"
+
+    name = models.CharField(max_length=200, unique=True)
+    executor_type = models.CharField(max_length=50, default="docker")
+    host_type = models.CharField(
+        max_length=10,
+        choices=HostType,
+        blank=True,
+        default="",
+        help_text="Left empty: taken from the address.",
+    )
+    connection_string = models.CharField(
+        max_length=500, help_text="unix:///var/run/docker.sock or tcp://docker.example.com:2376"
+    )
+    tls_enabled = models.BooleanField("TLS", default=False)
+    tls_verify = models.BooleanField("verify the server", default=True)
+    tls_ca_cert = models.CharField(
+        max_length=500, blank=True, default="", help_text="PEM file on the worker."
+    )
+    tls_client_cert = models.CharField(
+        max_length=500, blank=True, default="", help_text="PEM file on the worker."
+    )
+    tls_client_key = models.CharField(
+        max_length=500, blank=True, default="", help_text="PEM file on the worker."
+    )
+    executor_config = models.JSONField(blank=True, default=dict)
+    auto_pull_images = models.BooleanField(
+        null=True, blank=True, default=None, help_text="Empty: as in executor_config, else as in settings."
+    )
+    max_concurrent_jobs = models.PositiveIntegerField(default=10)
+    weight = models.PositiveIntegerField(
+        default=100, help_text="A host of twice the weight gets twice the jobs."
+    )
+    is_active = models.BooleanField(default=True, help_text="An inactive host gets no new jobs.")
+
+    health = models.CharField(max_length=16, choices=Health, default=Health.UNKNOWN, editable=False)
+    health_error = models.TextField(blank=True, default="", editable=False)
+    health_checked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    response_seconds = models.FloatField(null=True, blank=True, editable=False)
+    engine_id = models.CharField(max_length=200, blank=True, default="", editable=False)
+    engine_version = models.CharField(max_length=50, blank=True, default="", editable=False)
+    cpus = models.PositiveIntegerField(null=True, blank=True, editable=False)
+    memory_bytes = models.BigIntegerField(null=True, blank=True, editable=False)
+    facts = models.JSONField(blank=True, default=dict, editable=False)
+
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["name"]
+        verbose_name = "executor host"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def clean(self) -> None:
+        """Check type, address and configuration together. Raises ValidationError by field."""
+        super().clean()
+        errors: dict[str, str] = {}
+        try:
+            executor_class(self.executor_type)
+        except ConfigurationError as error:
+            errors["executor_type"] = str(error).removeprefix("executor_type: ")
+        else:
+            problem = _address_problem(self.executor_type, self.connection_string)
+            if problem:
+                errors["connection_string"] = problem
+        scheme = self.connection_string.partition("://")[0]
+        if self.host_type and scheme in self.HostType.values and self.host_type != scheme:
+            errors["host_type"] = (
+                f"{self.host_type!r} does not fit the address, which is {scheme!r}; leave it empty."
+            )
+        if not isinstance(self.executor_config, dict):
+            errors["executor_config"] = 'Make it a JSON object, such as {"timeout": 60}.'
+        elif not _is_timeout(self.executor_config.get("timeout", 1)):
+            errors["executor_config"] = (
+                f"timeout is {self.executor_config['timeout']!r}; use seconds above 0."
+            )
+        if self.max_concurrent_jobs is None or self.max_concurrent_jobs < 1:
+            errors["max_concurrent_jobs"] = "Use 1 or more; to rest the host, clear is_active."
+        if errors:
+            raise ValidationError(errors)
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Store the host; what cannot work is refused before anything is written."""
+        if kwargs.get("update_fields") is None:
+            self.clean()
+            scheme = self.connection_string.partition("://")[0]
+            self.host_type = scheme if scheme in self.HostType.values else ""
+        super().save(*args, **kwargs)
+
+    def as_config(self) -> HostConfig:
+        """The row as plain data for an executor."""
+        settings = get_settings()
+        options: dict[str, Any] = dict(self.executor_config)
+        pull = self.auto_pull_images
+        if pull is None:
+            pull = bool(options.get("auto_pull_images", settings.AUTO_PULL_IMAGES))
+        return HostConfig(
+            name=self.name,
+            connection_string=self.connection_string,
+            tls_enabled=self.tls_enabled,
+            tls_verify=self.tls_verify,
+            tls_ca_cert=self.tls_ca_cert,
+            tls_client_cert=self.tls_client_cert,
+            tls_client_key=self.tls_client_key,
+            timeout_seconds=float(options.get("timeout", settings.DOCKER_TIMEOUT)),
+            auto_pull_images=pull,
+            max_parallel_calls=settings.LAUNCH_CONCURRENCY * 2 + 4,
+            options=options,
+        )
+
+    def record_up(self, facts: HostFacts) -> None:
+        """Store what a health call learned. A row that was never in contact is bound to this engine.
+
+        Raises HostMismatch, after storing that, when the row is bound to another engine.
+        """
+        if self.engine_id and self.engine_id != facts.engine_id:
+            error = HostMismatch(
+                f"engine {facts.engine_id} answers at {self.connection_string}, but this host is bound to "
+                f"{self.engine_id}. If the machine was replaced on purpose, register it as a new host."
+            )
+            self.record_down(error)
+            raise error
+        self.engine_id, self.engine_version = facts.engine_id, facts.engine_version
+        self.cpus, self.memory_bytes = facts.cpus, facts.memory_bytes
+        self.response_seconds = facts.response_seconds
+        self.facts = {
+            **facts.details,
+            "api_version": facts.api_version,
+            "user_namespaces": facts.user_namespaces,
+        }
+        self._store_health(
+            self.Health.HEALTHY,
+            "",
+            ["engine_id", "engine_version", "cpus", "memory_bytes", "response_seconds", "facts"],
+        )
+
+    def record_down(self, error: ExecutorError) -> None:
+        """Store that a health call failed, and how."""
+        mismatch = isinstance(error, HostMismatch)
+        self._store_health(self.Health.MISMATCHED if mismatch else self.Health.UNREACHABLE, str(error), [])
+
+    def _store_health(self, health: Health, error: str, further: list[str]) -> None:
+        previous, self.health = self.health, health
+        self.health_error, self.health_checked_at = error, timezone.now()
+        self.save(update_fields=["health", "health_error", "health_checked_at", *further])
+        if health != previous:
+            answers = signals.host_status_changed.send_robust(
+                sender=ExecutorHost, host=self, previous=previous
+            )
+            for receiver, answer in answers:
+                if isinstance(answer, Exception):
+                    logger.error(
+                        "a signal receiver failed for host %s: %r", self.name, receiver, exc_info=answer
+                    )
+
+
+def _is_timeout(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 86_400
+
+
+def _address_problem(executor_type: str, address: str) -> str:
+    """What is wrong with a connection string, with the remedy; empty when nothing is."""
+    schemes = _SCHEMES.get(executor_type)
+    if schemes is None:
+        return ""  # a third party's executor reads its own addresses
+    scheme, separator, rest = address.partition("://")
+    example = {
+        "docker": "unix:///var/run/docker.sock or tcp://docker.example.com:2376",
+        "process": "process:///var/tmp/container-jobs",
+    }[executor_type]
+    if not separator or scheme not in schemes:
+        known = " or ".join(f"{name}://" for name in schemes)
+        return f"{address!r} does not start with {known}; for example {example}."
+    if scheme in {"unix", "process"}:
+        if not rest.startswith("/") or "\0" in rest or rest == "/":
+            return f"{address!r} has no absolute path; for example {example}."
+        return ""
+    try:
+        parts = urlsplit(address)
+        port = parts.port
+    except ValueError:
+        return f"{address!r} has a port that is not a number from 1 to 65535; for example {example}."
+    if "@" in parts.netloc:
+        return "The address carries credentials; take them out. Client certificates go into the TLS fields."
+    host = parts.netloc.rpartition(":")[0] if port is not None else parts.netloc
+    if not _HOST.fullmatch(host):
+        return f"{address!r} has no valid host name; for example {example}."
+    if not port:
+        return f"{address!r} has no port; 2376 is usual with TLS, 2375 without."
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        return f"{address!r} has something behind the port; for example {example}."
+    return ""

@@ -1,0 +1,526 @@
+"""The agent of one host: launches, follows, stops and harvests containers, and reports facts.
+
+It never touches the database. Threads: one watches the engine's events, one samples usage, one keeps
+time, two small pools make the calls, and each container that outlives its first moments has a log
+follower. All of them report to the supervisor's inbox.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from container_manager.core.errors import (
+    ContainerGone,
+    ExecutorError,
+    HostFault,
+    HostMismatch,
+    JobFault,
+    LeaseLost,
+)
+from container_manager.core.observation import (
+    ContainerState,
+    EngineEvent,
+    EventAction,
+    HostFacts,
+    ImageFacts,
+    Observation,
+)
+from container_manager.core.outcome import Intent
+from container_manager.executors.base import Executor
+from container_manager.worker.messages import (
+    Exited,
+    HostDown,
+    HostUp,
+    Inbox,
+    Launched,
+    LaunchFailed,
+    Removed,
+    Strays,
+)
+from container_manager.worker.run import Phase, Run
+from container_manager.worker.sampler import Sampler
+from container_manager.worker.timer import Timer
+
+logger = logging.getLogger("container_manager.worker")
+
+#: A container that lives longer than this gets a follower; a shorter one is read once, at its end.
+FOLLOW_AFTER_SECONDS = 0.3
+#: After SIGKILL, how long until we look again and, if need be, kill again.
+KILL_CHECK_SECONDS = 1.0
+#: How long a log stream may stay open after its container has ended.
+FOLLOWER_PATIENCE_SECONDS = 10.0
+RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
+HARVEST_THREADS = 6
+_ALIVE = (ContainerState.RUNNING, ContainerState.PAUSED)
+
+
+class Fence(Protocol):
+    """Whether this worker may still act on the host, by its own clock."""
+
+    def is_valid(self) -> bool:
+        """False from a safe moment before the lease runs out."""
+
+
+class HostAgent:
+    """Everything that happens on one host, for the tenure of one lease."""
+
+    def __init__(
+        self,
+        *,
+        host_id: int,
+        name: str,
+        executor: Executor,
+        installation: str,
+        facts: HostFacts,
+        inbox: Inbox,
+        fence: Fence,
+        launch_threads: int,
+        resync_interval: float,
+        usage_interval: float,
+    ) -> None:
+        self.host_id = host_id
+        self.name = name
+        self._executor = executor
+        self._installation = installation
+        self._engine_id = facts.engine_id
+        self._inbox = inbox
+        self._fence = fence
+        self._resync_interval = resync_interval
+        self._clock_offset = _clock_offset(facts)
+        self._runs: dict[str, Run] = {}  # by container name
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._resync_pending = threading.Event()
+        self._launchers = ThreadPoolExecutor(launch_threads, thread_name_prefix=f"{name}-launch")
+        self._workers = ThreadPoolExecutor(HARVEST_THREADS, thread_name_prefix=f"{name}-work")
+        self._timer = Timer(f"{name}-timer")
+        self._sampler = Sampler(f"{name}-usage", executor, usage_interval, self._running)
+        self._watcher = threading.Thread(target=self._watch, name=f"{name}-watch", daemon=True)
+
+    # -------------------------------------------------------------- what the supervisor asks for
+
+    def start(self) -> None:
+        """Begin to watch the engine."""
+        self._watcher.start()
+        self._sampler.start()
+        self._timer.after(self._resync_interval, self._tick)
+
+    def launch(self, run: Run) -> None:
+        """Pull, create and start; reports `Launched` or `LaunchFailed`."""
+        self._keep(run)
+        self._launchers.submit(self._guarded(self._launch), run)
+
+    def adopt(self, run: Run) -> None:
+        """Take over a run that another worker began: look what has become of it."""
+        run.phase, run.interrupted = Phase.UNCERTAIN, True
+        self._keep(run)
+        self._workers.submit(self._guarded(self._resolve), run)
+
+    def cancel(self, run: Run) -> None:
+        """Stop a run because somebody asked for it."""
+        self._stop(run, Intent.CANCEL)
+
+    def forget(self, run: Run) -> None:
+        """The run's result is stored; nothing more is to be done for it."""
+        with self._lock:
+            self._runs.pop(run.spec.name, None)
+        run.phase = Phase.DONE
+
+    def remove(self, run: Run) -> None:
+        """Remove the container of a run whose result is stored; reports `Removed`."""
+        self._submit(self._remove, run)
+
+    def remove_stray(self, container_id: str) -> None:
+        """Remove a container that the database has no use for."""
+        self._submit(self._remove_stray, container_id)
+
+    def close(self, *, patience: float) -> None:
+        """Let go of the host: containers run on. Waits up to `patience` seconds for calls in flight."""
+        self._stopping.set()
+        deadline = time.monotonic() + patience
+        self._timer.close()
+        self._sampler.close()
+        for pool in (self._launchers, self._workers):
+            pool.shutdown(wait=False, cancel_futures=pool is self._launchers)
+        for thread in self._pool_threads():
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._executor.close()
+        followers = [run.follower for run in self._all() if run.follower is not None]
+        for thread in [*followers, self._watcher]:
+            if thread.ident is not None:
+                thread.join(max(0.1, deadline - time.monotonic()))
+
+    def flush_logs(self) -> None:
+        """Send what followers hold, so that the next worker finds it stored."""
+        for run in self._all():
+            run.logs.flush()
+
+    def engine_now(self) -> datetime:
+        """The time by the engine's clock."""
+        return datetime.now(UTC) + self._clock_offset
+
+    # ---------------------------------------------------------------------------------- launching
+
+    def _launch(self, run: Run) -> None:
+        image: ImageFacts | None = None
+        try:
+            if self._given_up(run):
+                return
+            image = self._executor.pull(run.spec.image, progress=lambda line: run.note(f"pull: {line}"))
+            if image.pulled:
+                run.note(f"pull: {run.spec.image} is on the host now")
+            if self._given_up(run):
+                return
+            run.container_id = self._executor.create(run.spec)
+            run.note(f"create: container {run.container_id[:12]} named {run.spec.name}")
+        except ExecutorError as error:
+            self._fail(run, error)
+            return
+        if self._given_up(run):
+            return
+        try:
+            self._executor.start(run.container_id)
+        except HostFault as error:
+            # The start may have had its effect: only a look can tell.
+            run.note(f"start: no answer: {error}")
+            run.phase, run.interrupted = Phase.UNCERTAIN, True
+            self._timer.after(RECONNECT_SECONDS[1], lambda: self._submit(self._resolve, run))
+            return
+        except JobFault as error:
+            run.note(f"start: refused: {error.detail or error}")
+            self._fail(run, error, exit_code=self._exit_code(run))
+            return
+        self._runs_now(run, image, self.engine_now())
+
+    def _given_up(self, run: Run) -> bool:
+        if not self._fence.is_valid():
+            self._fail(run, HostFault("the worker's lease on the host ran out before the start"))
+            return True
+        if run.intent is not Intent.NONE:
+            self._fail(run, JobFault("stopped before it was started"))
+            return True
+        return False
+
+    def _fail(self, run: Run, error: ExecutorError, *, exit_code: int | None = None) -> None:
+        run.note(f"launch failed: {error}" + (f" [{error.detail}]" if error.detail else ""))
+        run.phase = Phase.HARVESTING
+        self._inbox.put(LaunchFailed(key=run.key, error=error, exit_code=exit_code, intent=run.intent))
+
+    def _exit_code(self, run: Run) -> int | None:
+        try:
+            return self._executor.inspect(run.container_id).exit_code
+        except HostFault as error:
+            run.note(f"inspect: {error}")
+            return None
+
+    def _runs_now(self, run: Run, image: ImageFacts | None, started_at: datetime) -> None:
+        now = time.monotonic()
+        with run.lock:
+            if run.phase in (Phase.HARVESTING, Phase.DONE):
+                return
+            run.phase, run.ever_running, run.running_since = Phase.RUNNING, True, now
+        if not run.announced:
+            run.announced = True
+            run.note("start: running", started_at)
+            self._inbox.put(
+                Launched(key=run.key, container_id=run.container_id, started_at=started_at, image=image)
+            )
+        left = run.timeout_seconds - (self.engine_now() - started_at).total_seconds()
+        self._timer.at(now + max(0.0, left), lambda: self._stop(run, Intent.TIMEOUT))
+        self._timer.at(now + FOLLOW_AFTER_SECONDS, lambda: self._follow(run))
+        if run.intent is not Intent.NONE:  # asked for while the start was in flight
+            self._submit(self._signal, run)
+        if run.ended_since:  # its `die` overtook the answer to the start
+            self._submit(self._harvest, run)
+
+    # ------------------------------------------------------------------------------------ stopping
+
+    def _stop(self, run: Run, intent: Intent) -> None:
+        with run.lock:
+            if run.intent is not Intent.NONE or run.phase in (Phase.HARVESTING, Phase.DONE):
+                return
+            run.intent = intent
+            running = run.phase is Phase.RUNNING
+        if running:
+            self._submit(self._signal, run)
+
+    def _signal(self, run: Run) -> None:
+        run.note(f"stop ({run.intent}): SIGTERM, and SIGKILL in {run.grace_seconds:g} s")
+        try:
+            self._executor.stop(run.name)
+        except HostFault as error:
+            run.note(f"stop: {error}")
+        self._timer.after(run.grace_seconds, lambda: self._submit(self._kill, run))
+
+    def _kill(self, run: Run) -> None:
+        if run.phase is not Phase.RUNNING:
+            return
+        run.note("stop: SIGKILL")
+        try:
+            self._executor.stop(run.name, force=True)
+        except HostFault as error:
+            run.note(f"stop: {error}")
+        self._timer.after(KILL_CHECK_SECONDS, lambda: self._submit(self._check_killed, run))
+
+    def _check_killed(self, run: Run) -> None:
+        if run.phase is Phase.RUNNING:
+            self._harvest(run)
+            self._timer.after(KILL_CHECK_SECONDS * 4, lambda: self._submit(self._kill, run))
+
+    # ------------------------------------------------------------------------------------ following
+
+    def _follow(self, run: Run) -> None:
+        if run.phase is not Phase.RUNNING or self._stopping.is_set() or run.follower_alive:
+            return
+        run.follower = threading.Thread(
+            target=self._guarded(self._read_on), args=(run,), name=f"{self.name}-log", daemon=True
+        )
+        run.follower.start()
+
+    def _read_on(self, run: Run) -> None:
+        """Follow the log to its end, which is the container's, and then see how that was."""
+        try:
+            self._read(run, follow=True)
+        except ContainerGone:
+            pass  # the look that follows finds the same and says so
+        except HostFault as error:
+            logger.info("the log of %s broke off: %s", run.spec.name, error)
+            return  # the resync after the next connect starts another follower
+        self._harvest(run)
+
+    def _read(self, run: Run, *, follow: bool) -> None:
+        reader = run.logs.reader()
+        for frame in self._executor.logs(run.name, since=run.logs.cursor, follow=follow):
+            if not run.logs.is_reader(reader) or run.logs.truncated:
+                return
+            if run.logs.add(frame) and follow:
+                self._flush_soon(run)
+
+    def _flush_soon(self, run: Run) -> None:
+        def flush() -> None:
+            if run.phase is Phase.RUNNING and not run.logs.flush():
+                self._flush_soon(run)
+
+        self._timer.after(_flush_seconds(time.monotonic() - run.running_since), flush)
+
+    # ----------------------------------------------------------------------------------- harvesting
+
+    def _harvest(self, run: Run) -> None:
+        """Look at a container that is said to have ended; if it has, read it to its end and report."""
+        with run.lock:
+            run.ended_since = run.ended_since or time.monotonic()
+            if run.phase is not Phase.RUNNING:
+                return  # not known to run yet: `_runs_now` comes back here; or another thread is at it
+        if run.follower_alive and run.follower is not threading.current_thread():
+            if time.monotonic() - run.ended_since < FOLLOWER_PATIENCE_SECONDS:
+                return  # the follower reads to the end and comes here itself
+            run.note("logs: the engine did not end the log stream; read again from the cursor")
+        observation = self._executor.inspect(run.name)
+        if observation.state in (*_ALIVE, ContainerState.UNKNOWN):
+            run.ended_since = 0.0
+            return
+        with run.lock:
+            if run.phase is not Phase.RUNNING:
+                return
+            run.phase = Phase.HARVESTING
+        try:
+            self._drain(run, observation)
+        except HostFault:
+            run.phase = Phase.RUNNING  # the resync after the next connect comes back to it
+            raise
+        self._report_exit(run, observation)
+
+    def _drain(self, run: Run, observation: Observation) -> None:
+        if observation.state is ContainerState.NOT_FOUND or run.logs.truncated:
+            return
+        try:
+            self._read(run, follow=False)
+            run.logs.complete = True
+        except ContainerGone:
+            run.note("logs: the container was removed before its log was read to the end")
+
+    def _report_exit(self, run: Run, observation: Observation) -> None:
+        if observation.state is ContainerState.NOT_FOUND:
+            run.note("inspect: the container is gone")
+        else:
+            oom = ", out of memory" if observation.oom_killed else ""
+            run.note(f"die: exit code {observation.exit_code}{oom}", observation.finished_at)
+        chunk, logs = run.logs.rest()
+        self._inbox.put(
+            Exited(
+                key=run.key,
+                observation=observation,
+                intent=run.intent,
+                engine_interrupted=run.interrupted,
+                usage=run.usage(observation.started_at),
+                chunk=chunk,
+                logs=logs,
+            )
+        )
+
+    def _resolve(self, run: Run) -> None:
+        """Find out what a run of unknown fate has come to, and go on from there."""
+        if run.phase is not Phase.UNCERTAIN:
+            return
+        try:
+            seen = self._executor.inspect(run.name)
+        except HostFault as error:
+            logger.info("cannot look at %s yet: %s", run.spec.name, error)
+            return  # the resync after the next connect asks again
+        run.container_id = seen.container_id or run.container_id
+        if seen.state is ContainerState.CREATED and not seen.ever_started and not seen.error:
+            # Never started: it must not start behind our back, so it goes before the job is given back.
+            self._executor.remove(run.name)
+            self._fail(run, HostFault("the container was created and never started; the job is given back"))
+        elif seen.state is ContainerState.NOT_FOUND and not run.ever_running:
+            self._fail(run, HostFault("the container was never created; the job is given back"))
+        elif seen.state is ContainerState.UNKNOWN:
+            return
+        else:
+            run.note(f"adopt: container {run.name[:12]} is {seen.state}")
+            self._runs_now(run, None, seen.started_at or self.engine_now())
+            if seen.state not in _ALIVE:
+                self._harvest(run)
+
+    # ------------------------------------------------------------------------------------- watching
+
+    def _watch(self) -> None:
+        failures = 0
+        first = True
+        while not self._stopping.is_set():
+            try:
+                if not first:
+                    self._reconnect()
+                first = False
+                for event in self._executor.watch(self._installation, self._stopping):
+                    failures = 0
+                    self._heed(event)
+                error: ExecutorError = HostFault("the engine closed the event stream")
+            except (HostFault, HostMismatch) as fault:
+                error = fault
+            if self._stopping.is_set():
+                return
+            for run in self._all():
+                run.interrupted = True
+            self._inbox.put(HostDown(host_id=self.host_id, error=error))
+            self._stopping.wait(RECONNECT_SECONDS[min(failures, len(RECONNECT_SECONDS) - 1)])
+            failures += 1
+
+    def _reconnect(self) -> None:
+        facts = self._executor.health()
+        if facts.engine_id != self._engine_id:
+            raise HostMismatch(
+                f"the address answers as engine {facts.engine_id}, this host is bound to {self._engine_id}"
+            )
+        self._clock_offset = _clock_offset(facts)
+        self._inbox.put(HostUp(host_id=self.host_id, facts=facts))
+
+    def _heed(self, event: EngineEvent) -> None:
+        if event.action is EventAction.CONNECTED:
+            self._submit_resync()
+            return
+        run = self._by_id(event.container_id)
+        if run is None:
+            return
+        if event.action in (EventAction.DIE, EventAction.DESTROY):
+            self._submit(self._harvest, run)
+        elif event.action in (EventAction.OOM, EventAction.PAUSE, EventAction.UNPAUSE):
+            run.note(f"event: {event.action}")
+
+    def _tick(self) -> None:
+        if not self._stopping.is_set():
+            self._submit_resync()
+            self._timer.after(self._resync_interval, self._tick)
+
+    def _submit_resync(self) -> None:
+        if not self._resync_pending.is_set():
+            self._resync_pending.set()
+            self._submit(self._resync)
+
+    def _resync(self) -> None:
+        """Compare what we think with what the engine lists: events get lost."""
+        self._resync_pending.clear()
+        expected = [run for run in self._all() if run.phase is Phase.RUNNING]
+        listed = {
+            container.container_id: container for container in self._executor.list_owned(self._installation)
+        }
+        for run in expected:
+            container = listed.get(run.container_id)
+            if container is None or container.state not in _ALIVE:
+                self._submit(self._harvest, run)
+            elif time.monotonic() - run.running_since > FOLLOW_AFTER_SECONDS:
+                self._follow(run)
+        for run in self._all():
+            if run.phase is Phase.UNCERTAIN:
+                self._submit(self._resolve, run)
+        known = {run.spec.name for run in self._all()}
+        strays = tuple(container for container in listed.values() if container.name not in known)
+        if strays:
+            self._inbox.put(Strays(host_id=self.host_id, containers=strays))
+
+    # -------------------------------------------------------------------------------------- insides
+
+    def _remove(self, run: Run) -> None:
+        self._executor.remove(run.name)
+        self._inbox.put(Removed(key=run.key))
+
+    def _remove_stray(self, container_id: str) -> None:
+        self._executor.remove(container_id)
+
+    def _submit(self, call: Callable[..., None], *args: object) -> None:
+        try:
+            self._workers.submit(self._guarded(call), *args)
+        except RuntimeError:
+            if not self._stopping.is_set():
+                raise
+
+    def _guarded(self, call: Callable[..., None]) -> Callable[..., None]:
+        """Log what would otherwise vanish with the thread; a host's fault is its state, not a surprise."""
+
+        def guarded(*args: object) -> None:
+            try:
+                call(*args)
+            except (ExecutorError, LeaseLost) as error:
+                logger.info("%s: %s: %s", self.name, call.__name__.strip("_"), error)
+            except BaseException:
+                logger.exception("%s: %s failed", self.name, call.__name__.strip("_"))
+                raise
+
+        return guarded
+
+    def _keep(self, run: Run) -> None:
+        with self._lock:
+            self._runs[run.spec.name] = run
+
+    def _all(self) -> list[Run]:
+        with self._lock:
+            return list(self._runs.values())
+
+    def _running(self) -> list[Run]:
+        return [run for run in self._all() if run.phase is Phase.RUNNING]
+
+    def _by_id(self, container_id: str) -> Run | None:
+        return next((run for run in self._all() if run.container_id == container_id), None)
+
+    def _pool_threads(self) -> list[threading.Thread]:
+        return [
+            thread
+            for thread in threading.enumerate()
+            if thread.name.startswith((f"{self.name}-launch", f"{self.name}-work"))
+        ]
+
+
+def _clock_offset(facts: HostFacts) -> timedelta:
+    """How far the engine's clock is ahead of ours."""
+    return timedelta() if facts.system_time is None else facts.system_time - datetime.now(UTC)
+
+
+def _flush_seconds(age: float) -> float:
+    """How long a batch may wait: short while the job is young and watched, longer as it goes on."""
+    return min(2.0, max(0.25, age / 60))

@@ -1,0 +1,159 @@
+"""A host as one worker sees it: reachable or not, leased or not, served by an agent or not."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+
+from container_manager.conf import Settings
+from container_manager.core.errors import ConfigurationError, ExecutorError, HostFault, HostMismatch
+from container_manager.core.observation import HostFacts
+from container_manager.executors.base import Executor
+from container_manager.executors.registry import open_executor
+from container_manager.models import EngineLease, ExecutorHost
+from container_manager.models.lease import HeldLease
+from container_manager.worker.agent import HostAgent
+from container_manager.worker.messages import HostDown, HostUp, Inbox
+
+logger = logging.getLogger("container_manager.worker")
+
+#: Part of a lease's time after which its holder no longer trusts it: clocks and commits need a margin.
+LEASE_TRUST = 0.8
+PROBE_AGAIN_SECONDS = 2.0
+MAX_PAUSE_SECONDS = 30.0
+
+
+@dataclass(slots=True)
+class Tenure:
+    """A lease that this worker holds, with how long it may be trusted by our own monotonic clock."""
+
+    lease: HeldLease
+    trusted_until: float
+
+    def is_valid(self) -> bool:
+        """False from a safe moment before the lease runs out."""
+        return time.monotonic() < self.trusted_until
+
+
+class HostSeat:
+    """Where a worker sits at one host. Used by the supervisor's thread alone, but for the probe."""
+
+    def __init__(self, host: ExecutorHost, inbox: Inbox) -> None:
+        self.host = host
+        self.agent: HostAgent | None = None
+        self.tenure: Tenure | None = None
+        self.facts: HostFacts | None = None
+        self.reachable = False
+        self.probe_at = 0.0
+        self.paused_until = 0.0
+        self.problem = ""
+        self._pauses = 0
+        self._inbox = inbox
+        self._executor: Executor | None = None
+        self._probe: threading.Thread | None = None
+
+    @property
+    def serving(self) -> bool:
+        """Whether jobs can be started here now."""
+        return (
+            self.agent is not None
+            and self.reachable
+            and self.host.is_active
+            and self.tenure is not None
+            and self.tenure.is_valid()
+            and time.monotonic() >= self.paused_until
+        )
+
+    def probe_if_due(self) -> None:
+        """Ask the host who it is, in a thread of its own: a host that hangs must not hold up the others."""
+        if self.agent is not None or self.reachable or time.monotonic() < self.probe_at:
+            return
+        if self._probe is not None and self._probe.is_alive():
+            return
+        try:
+            self._executor = self._executor or open_executor(self.host.executor_type, self.host.as_config())
+        except ConfigurationError as error:
+            self.probe_at = time.monotonic() + PROBE_AGAIN_SECONDS * 5
+            self._inbox.put(HostDown(host_id=self.host.pk, error=HostFault(str(error))))
+            return
+        self.probe_at = time.monotonic() + PROBE_AGAIN_SECONDS
+        self._probe = threading.Thread(
+            target=self._ask, args=(self._executor,), name=f"{self.host.name}-probe", daemon=True
+        )
+        self._probe.start()
+
+    def came_up(self, facts: HostFacts) -> None:
+        """The host answered: record its facts. Raises HostMismatch when it is another engine."""
+        self.host.record_up(facts)
+        self.facts, self.reachable, self.problem = facts, True, ""
+
+    def went_down(self, error: ExecutorError) -> None:
+        """The host does not answer, or as somebody else. Jobs on it are left as they are."""
+        if error.args != (self.problem,):
+            logger.warning("host %s: %s", self.host.name, error, extra={"docker_host": self.host.name})
+        self.reachable, self.problem = False, str(error)
+        self.probe_at = time.monotonic() + PROBE_AGAIN_SECONDS
+        self.host.record_down(error)
+
+    def serve(self, tenure: Tenure, *, installation: str, settings: Settings) -> HostAgent:
+        """Begin to work on the host under a lease."""
+        assert self.facts is not None  # noqa: S101 - only a host that came up is served
+        assert self._executor is not None  # noqa: S101
+        self.tenure = tenure
+        self.agent = HostAgent(
+            host_id=self.host.pk,
+            name=self.host.name,
+            executor=self._executor,
+            installation=installation,
+            facts=self.facts,
+            inbox=self._inbox,
+            fence=tenure,
+            launch_threads=settings.LAUNCH_CONCURRENCY,
+            resync_interval=settings.RESYNC_INTERVAL,
+            usage_interval=settings.USAGE_INTERVAL,
+        )
+        self.agent.start()
+        logger.info("serving host %s (engine %s)", self.host.name, self.facts.engine_id)
+        return self.agent
+
+    def pause(self) -> None:
+        """A launch failed by the host's fault: wait longer each time before the next claim."""
+        self._pauses += 1
+        self.paused_until = time.monotonic() + min(MAX_PAUSE_SECONDS, 0.5 * 2**self._pauses)
+
+    def resume(self) -> None:
+        """A launch succeeded: the host is fine."""
+        self._pauses, self.paused_until = 0, 0.0
+
+    def leave(self, *, patience: float) -> None:
+        """Let go of the host; its containers run on."""
+        if self.agent is not None:
+            self.agent.close(patience=patience)
+        elif self._executor is not None:
+            self._executor.close()
+        self.agent, self.tenure, self._executor = None, None, None
+        self.reachable = False
+
+    def _ask(self, executor: Executor) -> None:
+        try:
+            facts = executor.health()
+        except (HostFault, HostMismatch) as error:
+            self._inbox.put(HostDown(host_id=self.host.pk, error=error))
+        else:
+            self._inbox.put(HostUp(host_id=self.host.pk, facts=facts))
+
+
+def acquire(engine_id: str, worker: str, seconds: float) -> Tenure | None:
+    """A tenure on an engine, or None while another worker holds it."""
+    began = time.monotonic()
+    lease = EngineLease.acquire(engine_id, worker, seconds)
+    return None if lease is None else Tenure(lease, began + seconds * LEASE_TRUST)
+
+
+def renew(tenure: Tenure, seconds: float) -> None:
+    """Prolong a tenure. Raises LeaseLost."""
+    began = time.monotonic()
+    EngineLease.renew(tenure.lease, seconds)
+    tenure.trusted_until = began + seconds * LEASE_TRUST

@@ -1,0 +1,99 @@
+"""One attempt in the hands of a host agent."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum, auto
+
+from container_manager.core.observation import UsageSample
+from container_manager.core.outcome import Intent
+from container_manager.core.spec import ContainerSpec
+from container_manager.lifecycle import Usage
+from container_manager.worker.logs import LogBuffer
+from container_manager.worker.messages import Key
+
+
+class Phase(Enum):
+    """Where the agent is with a run; the database knows less, and later."""
+
+    LAUNCHING = auto()
+    UNCERTAIN = auto()  # a call was sent and no answer came, or another worker held it: look first
+    RUNNING = auto()
+    HARVESTING = auto()
+    DONE = auto()
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """Mutable state of one attempt. The agent's threads change it under `lock`; nobody else does."""
+
+    key: Key
+    spec: ContainerSpec
+    timeout_seconds: int
+    grace_seconds: float
+    logs: LogBuffer
+    phase: Phase = Phase.LAUNCHING
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    container_id: str = ""
+    intent: Intent = Intent.NONE
+    announced: bool = False  # the supervisor knows that it runs
+    interrupted: bool = False  # the engine was out of sight while it ran, or another worker watched it
+    ever_running: bool = False
+    ended_since: float = 0.0  # monotonic; when we were first told that it ended; 0: never
+    follower: threading.Thread | None = None
+    sampled_at: float = 0.0  # monotonic; 0: never
+    running_since: float = 0.0  # monotonic
+    samples: int = 0
+    last_sample: UsageSample | None = None
+    peak_bytes: int | None = None
+    peak_is_kernels: bool = False
+    engine_log: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What the engine knows the container by."""
+        return self.container_id or self.spec.name
+
+    @property
+    def follower_alive(self) -> bool:
+        """Whether a thread reads the container's log as it grows."""
+        return self.follower is not None and self.follower.is_alive()
+
+    def note(self, text: str, at: datetime | None = None) -> None:
+        """Add a line to what the engine did and said."""
+        moment = (at or datetime.now(UTC)).astimezone(UTC)
+        stamp = moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+        self.engine_log.append(f"{stamp} {text}")
+
+    def engine_log_text(self) -> str:
+        """The engine's part of the record so far."""
+        return "\n".join(self.engine_log) + "\n" if self.engine_log else ""
+
+    def take_sample(self, sample: UsageSample) -> None:
+        """Keep the newest counters and the highest memory."""
+        with self.lock:
+            self.samples += 1
+            self.last_sample = sample
+            if sample.memory_peak_bytes is not None:
+                self.peak_bytes = max(self.peak_bytes or 0, sample.memory_peak_bytes)
+                self.peak_is_kernels = True
+            elif sample.memory_bytes is not None and not self.peak_is_kernels:
+                self.peak_bytes = max(self.peak_bytes or 0, sample.memory_bytes)
+
+    def usage(self, started_at: datetime | None) -> Usage:
+        """Peak memory and mean CPU of the run, as far as samples tell."""
+        sample = self.last_sample
+        cpu_percent = None
+        if sample is not None and sample.cpu_ns is not None and started_at is not None:
+            elapsed = (sample.taken_at - started_at).total_seconds()
+            if elapsed > 0:
+                cpu_percent = round(sample.cpu_ns / 1e9 / elapsed * 100, 2)
+        source = "" if self.peak_bytes is None else "peak" if self.peak_is_kernels else "sampled"
+        return Usage(
+            max_memory_bytes=self.peak_bytes,
+            memory_source=source,
+            cpu_percent=cpu_percent,
+            samples=self.samples,
+        )

@@ -1,0 +1,523 @@
+"""The supervisor: the one thread of a worker that touches the database.
+
+It holds the leases of its hosts, claims jobs into their free slots, has the recorder apply what the host
+agents report, and passes cancels on. Everything else happens in the agents' threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection
+from typing import TypeVar
+
+from django.db import InterfaceError, OperationalError, connections, router
+from django.db.models import Q
+
+from container_manager import lifecycle
+from container_manager.conf import Settings, get_settings
+from container_manager.core.errors import ExecutorError, HostFault, HostMismatch, LeaseLost, PolicyViolation
+from container_manager.core.outcome import ExitReason
+from container_manager.core.policy import enforce
+from container_manager.core.states import ACTIVE, FINAL, Status
+from container_manager.models import ContainerJob, EngineLease, ExecutionMetadata, ExecutorHost, Installation
+from container_manager.models.admission import request_of, spec_of
+from container_manager.worker import wakeup
+from container_manager.worker.hosts import HostSeat, Tenure, acquire, renew
+from container_manager.worker.logs import LogBuffer
+from container_manager.worker.messages import (
+    Exited,
+    HostDown,
+    HostUp,
+    Inbox,
+    Key,
+    Launched,
+    LaunchFailed,
+    LogBatch,
+    Message,
+    Removed,
+    Strays,
+    Wake,
+)
+from container_manager.worker.recorder import Held, Recorder
+from container_manager.worker.run import Run
+
+logger = logging.getLogger("container_manager.worker")
+
+HOSTS_SECONDS = 5.0  # how often the host rows are read
+HEALTH_SECONDS = 30.0  # how often a fine host's record is refreshed
+DATABASE_RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
+_ACTIVE = [status.value for status in ACTIVE]
+_T = TypeVar("_T")
+
+
+class Worker:
+    """Runs jobs until it is told to stop or, with `once`, until nothing is left to do.
+
+    `hosts`: names to serve, all active ones by default. `only`: ids of the only jobs to run, for a
+    foreground run.
+    """
+
+    def __init__(
+        self,
+        *,
+        hosts: Collection[str] = (),
+        concurrency: int | None = None,
+        poll_interval: float | None = None,
+        once: bool = False,
+        only: Collection[uuid.UUID] | None = None,
+    ) -> None:
+        self.name = f"worker:{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
+        self._settings: Settings = get_settings()
+        self._host_names = list(hosts)
+        self._concurrency = concurrency or self._settings.MAX_CONCURRENT_JOBS
+        self._poll_interval = poll_interval or self._settings.POLL_INTERVAL
+        self._once = once
+        self._only = only
+        self._alias = router.db_for_write(ContainerJob)
+        self._inbox = Inbox()
+        self._recorder = Recorder(self.name, self._settings)
+        self._installation = ""
+        self._seats: dict[int, HostSeat] = {}
+        self._tenures: dict[str, Tenure] = {}
+        self._held: dict[Key, Held] = {}
+        self._removed: list[ExecutionMetadata] = []
+        self._ended: dict[Key, Held] = {}  # recorded, container not yet removed
+        self._stop = threading.Event()
+        self._due: dict[str, float] = {}
+        self._claim_due = True
+        self._wakeup: wakeup.Wakeup | None = None
+
+    # --------------------------------------------------------------------------------- from outside
+
+    def stop(self) -> None:
+        """Ask the worker to stop; callable from a signal handler and from any thread."""
+        self._stop.set()
+        self._inbox.put(Wake())
+
+    def run(self) -> list[str]:
+        """Work. Returns what could not be done and why: empty unless `once` had to leave jobs behind."""
+        self._installation = self._with_database(Installation.current)
+        self._wakeup = wakeup.for_database(self._alias, lambda: self._inbox.put(Wake()))
+        left_behind: list[str] = []
+        try:
+            while not self._stop.is_set():
+                self._turn()
+                if self._once and self._is_every_due_done():
+                    blocked = self._with_database(self._what_is_left)
+                    if blocked is not None:
+                        left_behind = blocked
+                        break
+        finally:
+            self._shut_down()
+        return left_behind
+
+    # ------------------------------------------------------------------------------------- one turn
+
+    def _turn(self) -> None:
+        message = self._inbox.get(self._patience())
+        for _ in range(500):  # then look after the clock again
+            if message is None:
+                break
+            self._dispatch(message)
+            message = self._inbox.get(0)
+        self._with_database(self._tick)
+
+    def _patience(self) -> float:
+        if self._claim_due and self._free_seats():
+            return 0.0
+        wait = min(self._due.values(), default=0.0) - time.monotonic()
+        look = self._wakeup.look_seconds if self._wakeup is not None else None
+        return max(0.0, wait if look is None else min(wait, look))
+
+    def _tick(self) -> None:
+        if self._wakeup is not None and self._wakeup.changed():
+            self._woken()
+        self._every("poll", self._poll_interval, self._woken)
+        self._every("hosts", HOSTS_SECONDS, self._read_hosts)
+        self._every("lease", self._settings.LEASE_SECONDS / 4, self._keep_leases)
+        self._every("removed", 0.5, self._store_removed)
+        for seat in self._seats.values():
+            seat.probe_if_due()
+        if "cancel" in self._due and self._due["cancel"] <= time.monotonic():
+            del self._due["cancel"]
+            self._pass_cancels_on()
+        if self._claim_due:
+            self._claim()
+
+    def _every(self, name: str, seconds: float, call: Callable[[], None]) -> None:
+        now = time.monotonic()
+        if self._due.get(name, 0.0) <= now:
+            self._due[name] = now + seconds
+            call()
+
+    def _woken(self) -> None:
+        self._claim_due = True
+        if self._held:
+            self._due["cancel"] = time.monotonic()
+
+    def _dispatch(self, message: Message) -> None:
+        try:
+            self._with_database(lambda: self._apply(message))
+        except LeaseLost as error:
+            logger.warning("%s", error)
+            self._drop_lost_leases()
+        finally:
+            if isinstance(message, LogBatch):
+                self._inbox.stored()
+
+    # --------------------------------------------------------------------------------- what happens
+
+    def _apply(self, message: Message) -> None:
+        match message:
+            case Wake():
+                self._woken()
+            case HostUp():
+                self._host_up(message)
+            case HostDown():
+                self._host_down(message)
+            case Strays():
+                self._judge_strays(message)
+            case Removed():
+                ended = self._ended.pop(message.key, None)
+                if ended is not None:
+                    self._removed.append(ended.execution)
+            case _:
+                held = self._held.get(message.key)
+                if held is not None:
+                    self._apply_to(held, message)
+
+    def _apply_to(self, held: Held, message: Launched | LaunchFailed | LogBatch | Exited) -> None:
+        match message:
+            case Launched():
+                held.seat.resume()
+                if not self._recorder.launched(held, message) and held.seat.agent is not None:
+                    held.seat.agent.cancel(held.run)
+            case LogBatch():
+                self._recorder.logs(held, message)
+            case LaunchFailed():
+                self._recorder.launch_failed(held, message)
+                if isinstance(message.error, HostFault):
+                    held.seat.pause()
+                self._let_go(held)
+            case Exited():
+                self._recorder.exited(held, message)
+                self._let_go(held)
+
+    def _let_go(self, held: Held) -> None:
+        del self._held[held.run.key]
+        self._claim_due = True
+        agent = held.seat.agent
+        if agent is None:
+            return
+        agent.forget(held.run)
+        if held.run.container_id and self._settings.IMMEDIATE_CLEANUP:
+            self._ended[held.run.key] = held
+            agent.remove(held.run)
+
+    def _store_removed(self) -> None:
+        if self._removed:
+            self._recorder.removed(self._removed)
+            self._removed = []
+
+    def _judge_strays(self, message: Strays) -> None:
+        seat = self._seats.get(message.host_id)
+        if seat is None or seat.agent is None:
+            return
+        busy = {held.run.spec.name for held in self._ended.values()}
+        containers = [container for container in message.containers if container.name not in busy]
+        for container_id in self._recorder.useless(containers):
+            logger.info("removing the stray container %s on %s", container_id[:12], seat.host.name)
+            seat.agent.remove_stray(container_id)
+
+    # ---------------------------------------------------------------------------------------- hosts
+
+    def _read_hosts(self) -> None:
+        wanted = ExecutorHost.objects.filter(is_active=True)
+        if self._host_names:
+            wanted = wanted.filter(name__in=self._host_names)
+        rows = {host.pk: host for host in wanted}
+        for pk, host in rows.items():
+            seat = self._seats.get(pk)
+            if seat is None:
+                self._seats[pk] = HostSeat(host, self._inbox)
+            else:
+                for name in ("max_concurrent_jobs", "weight", "is_active"):
+                    setattr(seat.host, name, getattr(host, name))
+        for pk, seat in list(self._seats.items()):
+            if pk not in rows:
+                seat.host.is_active = False  # no new jobs; what runs is followed to its end
+                if not any(held.seat is seat for held in self._held.values()):
+                    seat.leave(patience=1.0)
+                    del self._seats[pk]
+
+    def _host_up(self, message: HostUp) -> None:
+        seat = self._seats.get(message.host_id)
+        if seat is None:
+            return
+        try:
+            seat.came_up(message.facts)
+        except HostMismatch as error:
+            seat.went_down(error)
+            return
+        self._claim_due = True
+        if seat.agent is None:
+            self._take_seat(seat)
+
+    def _host_down(self, message: HostDown) -> None:
+        seat = self._seats.get(message.host_id)
+        if seat is not None:
+            seat.went_down(message.error)
+
+    def _take_seat(self, seat: HostSeat) -> None:
+        """Acquire the engine's lease and take over what runs there."""
+        assert seat.facts is not None  # noqa: S101 - the host has just answered
+        engine_id = seat.facts.engine_id
+        tenure = self._tenures.get(engine_id)
+        if tenure is None:
+            tenure = acquire(engine_id, self.name, self._settings.LEASE_SECONDS)
+            if tenure is None:
+                return  # another worker serves it; `_keep_leases` tries again
+            self._tenures[engine_id] = tenure
+        agent = seat.serve(tenure, installation=self._installation, settings=self._settings)
+        for job, execution in lifecycle.adopt(tenure.lease, seat.host, worker=self.name):
+            run = self._make_run(job)
+            run.logs.restore(
+                execution.iter_frames(), chunk_count=execution.log_chunk_count, cursor=execution.log_cursor
+            )
+            run.engine_log.extend(job.docker_log.splitlines())
+            run.announced = run.ever_running = job.status == Status.RUNNING
+            self._held[run.key] = Held(job=job, execution=execution, run=run, seat=seat)
+            agent.adopt(run)
+
+    def _keep_leases(self) -> None:
+        for tenure in list(self._tenures.values()):
+            try:
+                renew(tenure, self._settings.LEASE_SECONDS)
+            except LeaseLost as error:
+                logger.warning("%s", error)
+                self._drop_lost_leases()
+        for seat in self._seats.values():
+            if seat.reachable and seat.agent is None:
+                self._take_seat(seat)
+
+    def _drop_lost_leases(self) -> None:
+        """Another worker has taken over: stop acting on its hosts; it adopts what runs there."""
+        for engine_id, tenure in list(self._tenures.items()):
+            if (
+                EngineLease.objects.filter(engine_id=engine_id, token=tenure.lease.token)
+                .exclude(worker="")
+                .exists()
+            ):
+                continue
+            del self._tenures[engine_id]
+            for seat in self._seats.values():
+                if seat.tenure is tenure:
+                    for key in [key for key, held in self._held.items() if held.seat is seat]:
+                        del self._held[key]
+                    seat.leave(patience=1.0)
+                    seat.probe_at = 0.0
+
+    # --------------------------------------------------------------------------------------- claims
+
+    def _free_seats(self) -> list[tuple[HostSeat, int]]:
+        room = self._concurrency - len(self._held)
+        free = []
+        for seat in self._seats.values():
+            if seat.serving:
+                used = sum(1 for held in self._held.values() if held.seat is seat)
+                slots = min(seat.host.max_concurrent_jobs - used, room)
+                if slots > 0:
+                    free.append((seat, slots))
+        return sorted(free, key=lambda pair: pair[0].host.weight, reverse=True)
+
+    def _claim(self) -> None:
+        """Fill the free slots. Jobs that were placed on a host that cannot take them go elsewhere."""
+        self._claim_due = False
+        for seat, slots in self._free_seats():
+            room = min(slots, self._concurrency - len(self._held))
+            if room <= 0 or seat.tenure is None:
+                continue
+            try:
+                pairs = self._claim_for(seat, room)
+            except LeaseLost as error:
+                logger.warning("%s", error)
+                self._drop_lost_leases()
+                return
+            for job, execution in pairs:
+                self._launch(job, execution, seat)
+
+    def _claim_for(self, seat: HostSeat, room: int) -> list[tuple[ContainerJob, ExecutionMetadata]]:
+        assert seat.tenure is not None  # noqa: S101
+        lease = seat.tenure.lease
+        pairs = lifecycle.claim(lease, seat.host, limit=room, worker=self.name, only=self._only)
+        if len(pairs) < room:
+            helpless = self._hosts_that_cannot_take_more(seat)
+            if helpless:
+                pairs += lifecycle.claim(
+                    lease,
+                    seat.host,
+                    limit=room - len(pairs),
+                    worker=self.name,
+                    only=self._only,
+                    from_hosts=helpless,
+                )
+        return pairs
+
+    def _hosts_that_cannot_take_more(self, taker: HostSeat) -> list[int]:
+        mine = {seat.host.pk for seat, _ in self._free_seats()}
+        helpless = [
+            seat.host.pk
+            for seat in self._seats.values()
+            if seat.agent is not None and seat.host.pk not in mine
+        ]
+        down = Q(is_active=False) | Q(
+            health__in=[ExecutorHost.Health.UNREACHABLE, ExecutorHost.Health.MISMATCHED]
+        )
+        helpless += ExecutorHost.objects.filter(down).values_list("pk", flat=True)
+        return [pk for pk in dict.fromkeys(helpless) if pk != taker.host.pk]
+
+    def _launch(self, job: ContainerJob, execution: ExecutionMetadata, seat: HostSeat) -> None:
+        run = self._make_run(job)
+        held = Held(job=job, execution=execution, run=run, seat=seat)
+        try:
+            enforce(request_of(job), self._settings.policy(), cpus=seat.host.cpus, host_name=seat.host.name)
+        except PolicyViolation as violation:
+            self._recorder.reject(held, ExitReason.POLICY_REFUSED, str(violation))
+            return
+        self._held[run.key] = held
+        assert seat.agent is not None  # noqa: S101 - jobs are claimed for serving seats alone
+        seat.agent.launch(run)
+
+    def _make_run(self, job: ContainerJob) -> Run:
+        key = Key(str(job.pk), job.attempt)
+        spec = spec_of(job, self._installation)
+        inbox = self._inbox
+        logs = LogBuffer(
+            column_bytes=self._settings.LOG_COLUMN_BYTES,
+            max_bytes=self._settings.LOG_MAX_BYTES,
+            emit=lambda chunk, state, block: inbox.put_log(
+                LogBatch(key=key, chunk=chunk, state=state), block=block
+            ),
+        )
+        return Run(
+            key=key,
+            spec=spec,
+            timeout_seconds=job.timeout_seconds,
+            grace_seconds=self._settings.STOP_GRACE_SECONDS,
+            logs=logs,
+        )
+
+    # -------------------------------------------------------------------------------------- cancels
+
+    def _pass_cancels_on(self) -> None:
+        """Find jobs of ours that somebody wants ended, or has ended already."""
+        ids = [held.job.pk for held in self._held.values()]
+        wanted = (
+            ContainerJob.objects.filter(pk__in=ids)
+            .filter(Q(cancel_requested_at__isnull=False) | ~Q(status__in=_ACTIVE))
+            .values_list("pk", "attempt")
+        )
+        for pk, attempt in wanted:
+            held = self._held.get(Key(str(pk), attempt))
+            if held is not None and held.seat.agent is not None:
+                held.seat.agent.cancel(held.run)
+
+    # ------------------------------------------------------------------------------------- endings
+
+    def _is_every_due_done(self) -> bool:
+        return not self._held and not self._ended and not self._claim_due and bool(self._due)
+
+    def _what_is_left(self) -> list[str] | None:
+        """None: there is work yet. Else what has to be left behind, which is nothing when all is done."""
+        scope = ContainerJob.objects.exclude(status__in=[status.value for status in FINAL])
+        if self._only is not None:
+            scope = scope.filter(pk__in=list(self._only))
+        if self._host_names:
+            scope = scope.filter(docker_host__name__in=self._host_names)
+        open_jobs = list(scope.values_list("docker_host_id", "docker_host__name").distinct())
+        if not open_jobs:
+            return []
+        reasons = []
+        for pk, name in open_jobs:
+            seat = self._seats.get(pk)
+            if seat is None:
+                reasons.append(f"{name}: the host is not active")
+            elif seat.problem and not seat.reachable:
+                reasons.append(f"{name}: {seat.problem}")
+            else:
+                return None
+        return reasons
+
+    def _shut_down(self) -> None:
+        """Leave the containers running, store what is known, and give the leases back."""
+        deadline = time.monotonic() + self._settings.SHUTDOWN_GRACE_SECONDS
+        for seat in self._seats.values():
+            if seat.agent is not None:
+                seat.agent.flush_logs()
+        threads = [
+            threading.Thread(
+                target=seat.leave, kwargs={"patience": max(0.0, deadline - time.monotonic())}, daemon=True
+            )
+            for seat in self._seats.values()
+        ]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
+            message = self._inbox.get(0.05)
+            if message is not None:
+                self._last_word(message)
+        self._inbox.close()
+        while (message := self._inbox.get(0)) is not None:
+            self._last_word(message)
+        try:
+            self._store_removed()
+            for tenure in self._tenures.values():
+                EngineLease.release(tenure.lease)
+        except (OperationalError, InterfaceError) as error:
+            logger.warning("the database is away at the stop; the leases run out by themselves: %s", error)
+        if self._wakeup is not None:
+            self._wakeup.close()
+        logger.info("stopped; %d jobs run on and will be adopted by the next worker", len(self._held))
+
+    def _last_word(self, message: Message) -> None:
+        if isinstance(message, LogBatch):
+            self._inbox.stored()
+        if isinstance(message, HostUp | HostDown | Strays | Wake):
+            return
+        try:
+            self._apply(message)
+        except (OperationalError, InterfaceError, LeaseLost, ExecutorError) as error:
+            logger.warning("not stored at the stop, the next worker finds it again: %s", error)
+
+    # ------------------------------------------------------------------------------------- database
+
+    def _with_database(self, call: Callable[[], _T]) -> _T:
+        """Do it, and again after the database was away: what agents report waits in memory meanwhile."""
+        failures = 0
+        while True:
+            try:
+                return call()
+            except (OperationalError, InterfaceError) as error:
+                if self._stop.is_set() and failures > 2:
+                    raise
+                pause = DATABASE_RETRY_SECONDS[min(failures, len(DATABASE_RETRY_SECONDS) - 1)]
+                failures += 1
+                logger.warning("database: %s; again in %g s", str(error).strip(), pause)
+                connection = connections[self._alias]
+                if not connection.in_atomic_block:
+                    connection.close()
+                self._stop.wait(pause)
+                self._refresh_held()
+
+    def _refresh_held(self) -> None:
+        """A transaction that failed may have left its marks on our instances: read them again."""
+        try:
+            for held in self._held.values():
+                held.job.refresh_from_db(fields=["status", "attempt", "lease_token", "started_at"])
+        except (OperationalError, InterfaceError):
+            logger.debug("the database is still away")
