@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 
-class EngineAnswer(RuntimeError):  # noqa: N818 - it is the answer
+class EngineAnswer(RuntimeError):
     """The engine answered with an error; `status` is the HTTP code."""
 
     def __init__(self, status: int, message: str) -> None:
