@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-DEMO = Path(__file__).resolve().parent
-PROJECT = DEMO.parent
-sys.path.insert(0, str(PROJECT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools import base_image, engine_http
 from tools.engine import Engine, EngineError, refusal
 
+DEMO = Path(__file__).resolve().parent
+PROJECT = DEMO.parent
 STATE = PROJECT / ".state" / "demo.json"
 ENGINE = Engine(name="demo", root=PROJECT / ".state" / "engines")
 IMAGE = "container-jobs-demo:latest"

@@ -66,8 +66,8 @@ def child_environment(transactional_db: None) -> dict[str, str]:
 
     return {
         **os.environ,
-        "DJANGO_SETTINGS_MODULE": "tests.settings",
-        "PYTHONPATH": str(engines.PROJECT),
+        "DJANGO_SETTINGS_MODULE": os.environ.get("DJANGO_SETTINGS_MODULE", "tests.settings"),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(engines.PROJECT), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         "CM_TEST_DB_NAME": str(connection.settings_dict["NAME"]),
         **({"CM_TEST_POSTGRES_URL": engines.postgres_url()} if connection.vendor == "postgresql" else {}),
