@@ -90,6 +90,6 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     engines.SHARE.leave(keep=engines.keep())
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     skipped = reporter.stats.get("skipped", []) if reporter else []
-    if skipped and engines.required() and exitstatus == pytest.ExitCode.OK:
+    if reporter and skipped and engines.required() and exitstatus == pytest.ExitCode.OK:
         reporter.write_line(f"{len(skipped)} skipped tests: with CI=true nothing may be skipped", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

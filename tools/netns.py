@@ -19,7 +19,7 @@ from pathlib import Path
 from tools.processes import search_path
 
 # RFC 2544 set this range aside for bench tests: neither the internet nor Docker's own pools use it.
-POOL = ipaddress.ip_network("198.18.0.0/15")
+POOL = ipaddress.IPv4Network("198.18.0.0/15")
 LOCK = Path("/run/lock/container-jobs-net.lock")
 
 
