@@ -401,7 +401,7 @@ def refuse(
         lease,
         job,
         execution,
-        rejected(reason, str(error)),
+        rejected(reason, error.explained()),
         started_at=None,
         finished_at=None,
         worker=worker,

@@ -81,6 +81,12 @@ class ExecutorError(ContainerManagerError):
         self.detail = detail
         super().__init__(message)
 
+    def explained(self) -> str:
+        """The message with the engine's own words, where they add to it."""
+        if not self.detail or self.detail in str(self):
+            return str(self)
+        return f"{str(self).rstrip('.')}: {self.detail.rstrip('.')}."
+
 
 class HostFault(ExecutorError):
     """A fault of the host or of the way to it: no evidence about the job."""

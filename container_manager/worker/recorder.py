@@ -80,7 +80,7 @@ class Recorder:
             self._log(held, f"given back: {fact.error}", level=logging.WARNING)
             return
         reason = fact.error.reason if isinstance(fact.error, JobFault) else ExitReason.CREATE_ERROR
-        outcome = rejected(reason, str(fact.error))
+        outcome = rejected(reason, fact.error.explained())
         if fact.intent is Intent.CANCEL:
             outcome = Outcome(
                 status=Status.CANCELLED,

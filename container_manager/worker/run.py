@@ -45,7 +45,8 @@ class Run:
     follower: threading.Thread | None = None
     sampled_at: float = 0.0  # monotonic; 0: never
     running_since: float = 0.0  # monotonic
-    samples: int = 0
+    asked: int = 0  # how often for a sample
+    samples: int = 0  # how often with an answer
     last_sample: UsageSample | None = None
     peak_bytes: int | None = None
     peak_is_kernels: bool = False

@@ -21,7 +21,8 @@ FIRST_SAMPLE_SECONDS = 0.3
 class Sampler:
     """Asks for one container's counters at a time, the one that waited longest first.
 
-    The number of calls does not grow with the number of containers; a sample that fails is dropped.
+    The number of calls does not grow with the number of containers; a sample that fails is dropped. Only a
+    container's first sample is taken without a pause, so that short jobs have a figure, too.
     """
 
     def __init__(
@@ -53,9 +54,12 @@ class Sampler:
                 logger.debug("no usage sample of %s: %s", run.spec.name, error)
                 sample = None
             run.sampled_at = time.monotonic()
+            run.asked += 1
             if sample is not None:
                 run.take_sample(sample)
-            self._stop.wait(max(0.0, self._interval - (time.monotonic() - began)))
+            newcomer = self._next()
+            if newcomer is None or newcomer.asked > 0:
+                self._stop.wait(max(0.0, self._interval - (time.monotonic() - began)))
 
     def _next(self) -> Run | None:
         ripe = time.monotonic() - FIRST_SAMPLE_SECONDS
