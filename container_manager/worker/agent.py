@@ -17,6 +17,7 @@ from typing import Protocol
 
 from container_manager.core.errors import (
     ContainerGone,
+    CreateFailed,
     ExecutorError,
     HostFault,
     HostMismatch,
@@ -114,7 +115,7 @@ class HostAgent:
     def launch(self, run: Run) -> None:
         """Pull, create and start; reports `Launched` or `LaunchFailed`."""
         self._keep(run)
-        self._launchers.submit(self._guarded(self._launch), run)
+        self._launchers.submit(self._guarded(self._launch_or_say_why), run)
 
     def adopt(self, run: Run) -> None:
         """Take over a run that another worker began: look what has become of it."""
@@ -166,6 +167,14 @@ class HostAgent:
         return datetime.now(UTC) + self._clock_offset
 
     # ---------------------------------------------------------------------------------- launching
+
+    def _launch_or_say_why(self, run: Run) -> None:
+        """A bug in a driver must not leave the job "launching" for ever."""
+        try:
+            self._launch(run)
+        except Exception as error:
+            self._fail(run, CreateFailed("the executor failed in a way it should not", detail=repr(error)))
+            raise
 
     def _launch(self, run: Run) -> None:
         image: ImageFacts | None = None
@@ -331,8 +340,8 @@ class HostAgent:
             run.phase = Phase.HARVESTING
         try:
             self._drain(run, observation)
-        except HostFault:
-            run.phase = Phase.RUNNING  # the resync after the next connect comes back to it
+        except BaseException:
+            run.phase = Phase.RUNNING  # the next comparison comes back to it
             raise
         self._report_exit(run, observation)
 
@@ -384,6 +393,7 @@ class HostAgent:
             return
         else:
             run.note(f"adopt: container {run.name[:12]} is {seen.state}")
+            run.interrupted = seen.state not in _ALIVE
             self._runs_now(run, None, seen.started_at or self.engine_now())
             if seen.state not in _ALIVE:
                 self._harvest(run)
@@ -454,7 +464,9 @@ class HostAgent:
             container = listed.get(run.container_id)
             if container is None or container.state not in _ALIVE:
                 self._submit(self._harvest, run)
-            elif time.monotonic() - run.running_since > FOLLOW_AFTER_SECONDS:
+                continue
+            run.interrupted = False  # whatever went on out of our sight, it survived
+            if time.monotonic() - run.running_since > FOLLOW_AFTER_SECONDS:
                 self._follow(run)
         for run in self._all():
             if run.phase is Phase.UNCERTAIN:
@@ -467,8 +479,12 @@ class HostAgent:
     # -------------------------------------------------------------------------------------- insides
 
     def _remove(self, run: Run) -> None:
-        self._executor.remove(run.name)
-        self._inbox.put(Removed(key=run.key))
+        gone = False
+        try:
+            self._executor.remove(run.name)
+            gone = True
+        finally:
+            self._inbox.put(Removed(key=run.key, gone=gone))
 
     def _remove_stray(self, container_id: str) -> None:
         self._executor.remove(container_id)

@@ -86,9 +86,13 @@ class Exited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
-    """The container of an ended attempt is gone from its host."""
+    """The container of an ended attempt was removed; `gone` is False where the host did not answer.
+
+    What is left behind then is found again as a stray.
+    """
 
     key: Key
+    gone: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from django.utils import timezone
 
@@ -127,8 +128,8 @@ class Recorder:
             removed_at=timezone.now()
         )
 
-    def useless(self, containers: Sequence[OwnedContainer]) -> list[str]:
-        """Which of these containers of ours may be removed, by id."""
+    def useless(self, containers: Sequence[OwnedContainer], engine_now: datetime) -> list[str]:
+        """Which of these containers of ours may be removed, by id. Their age is by the engine's clock."""
         now = timezone.now()
         labelled = {c.container_id: _labels(c) for c in containers}
         ids = [job_id for job_id, _ in labelled.values() if job_id]
@@ -145,7 +146,9 @@ class Recorder:
         useless = []
         for container in containers:
             job_id, attempt = labelled[container.container_id]
-            age = None if container.created_at is None else (now - container.created_at).total_seconds()
+            age = (
+                None if container.created_at is None else (engine_now - container.created_at).total_seconds()
+            )
             verdict = judge(
                 attempt=attempt,
                 age_seconds=age,
@@ -153,7 +156,7 @@ class Recorder:
                 retention_seconds=0.0
                 if self._settings.IMMEDIATE_CLEANUP
                 else self._settings.CONTAINER_RETENTION_SECONDS,
-                grace_seconds=min(STRAY_GRACE_SECONDS, self._settings.CONTAINER_RETENTION_SECONDS),
+                grace_seconds=STRAY_GRACE_SECONDS,
             )
             if verdict is Verdict.REMOVE:
                 useless.append(container.container_id)

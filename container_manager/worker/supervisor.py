@@ -15,7 +15,8 @@ import uuid
 from collections.abc import Callable, Collection
 from typing import TypeVar
 
-from django.db import InterfaceError, OperationalError, connections, router
+from django.core.exceptions import ObjectDoesNotExist
+from django.db import DatabaseError, InterfaceError, OperationalError, connections, router
 from django.db.models import Q
 
 from container_manager import lifecycle
@@ -166,6 +167,9 @@ class Worker:
         except LeaseLost as error:
             logger.warning("%s", error)
             self._drop_lost_leases()
+        except (DatabaseError, ObjectDoesNotExist):
+            if not self._drop_if_deleted(message):
+                raise
         finally:
             if isinstance(message, LogBatch):
                 self._inbox.stored()
@@ -184,7 +188,7 @@ class Worker:
                 self._judge_strays(message)
             case Removed():
                 ended = self._ended.pop(message.key, None)
-                if ended is not None:
+                if ended is not None and message.gone:
                     self._removed.append(ended.execution)
             case _:
                 held = self._held.get(message.key)
@@ -208,6 +212,18 @@ class Worker:
                 self._recorder.exited(held, message)
                 self._let_go(held)
 
+    def _drop_if_deleted(self, message: Message) -> bool:
+        """Whether the message is about a job whose row somebody deleted: end its container then."""
+        held = self._held.get(getattr(message, "key", Key("", 0)))
+        if held is None or ContainerJob.objects.filter(pk=held.job.pk).exists():
+            return False
+        logger.warning("job %s was deleted while it ran; its container is removed", held.job.pk)
+        del self._held[held.run.key]
+        if held.seat.agent is not None:
+            held.seat.agent.forget(held.run)
+            held.seat.agent.remove(held.run)
+        return True
+
     def _let_go(self, held: Held) -> None:
         del self._held[held.run.key]
         self._claim_due = True
@@ -230,7 +246,7 @@ class Worker:
             return
         busy = {held.run.spec.name for held in self._ended.values()}
         containers = [container for container in message.containers if container.name not in busy]
-        for container_id in self._recorder.useless(containers):
+        for container_id in self._recorder.useless(containers, seat.agent.engine_now()):
             logger.info("removing the stray container %s on %s", container_id[:12], seat.host.name)
             seat.agent.remove_stray(container_id)
 
@@ -245,15 +261,21 @@ class Worker:
             seat = self._seats.get(pk)
             if seat is None:
                 self._seats[pk] = HostSeat(host, self._inbox)
+            elif host.as_config() != seat.host.as_config() or host.engine_id != seat.host.engine_id:
+                self._drain_seat(pk, seat)
             else:
                 for name in ("max_concurrent_jobs", "weight", "is_active"):
                     setattr(seat.host, name, getattr(host, name))
         for pk, seat in list(self._seats.items()):
             if pk not in rows:
-                seat.host.is_active = False  # no new jobs; what runs is followed to its end
-                if not any(held.seat is seat for held in self._held.values()):
-                    seat.leave(patience=1.0)
-                    del self._seats[pk]
+                self._drain_seat(pk, seat)
+
+    def _drain_seat(self, pk: int, seat: HostSeat) -> None:
+        """No new jobs; what runs is followed to its end; then the seat is left."""
+        seat.host.is_active = False
+        if not any(held.seat is seat for held in self._held.values()):
+            seat.leave(patience=1.0)
+            del self._seats[pk]
 
     def _host_up(self, message: HostUp) -> None:
         seat = self._seats.get(message.host_id)
@@ -516,8 +538,13 @@ class Worker:
 
     def _refresh_held(self) -> None:
         """A transaction that failed may have left its marks on our instances: read them again."""
+        fields = ["status", "attempt", "lease_token", "started_at"]
+        jobs = {held.job.pk: held.job for held in self._held.values()}
         try:
-            for held in self._held.values():
-                held.job.refresh_from_db(fields=["status", "attempt", "lease_token", "started_at"])
+            for row in ContainerJob.objects.filter(pk__in=jobs).values("pk", *fields):
+                job = jobs[row.pop("pk")]
+                for name, value in row.items():
+                    setattr(job, name, value)
+                job.mark_stored()
         except (OperationalError, InterfaceError):
             logger.debug("the database is still away")

@@ -50,4 +50,7 @@ class Timer:
                 if self._closed:
                     return
                 _, _, call = heapq.heappop(self._heap)
-            call()
+            try:
+                call()
+            except Exception:
+                logger.exception("a timed call failed: %r", call)
