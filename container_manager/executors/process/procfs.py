@@ -71,7 +71,7 @@ def peak_bytes(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
-def _children(pid: int) -> list[int]:
+def _listed_children(pid: int) -> list[int]:
     try:
         tasks = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208  # called 20 times a second for each job
     except _GONE:
@@ -82,14 +82,17 @@ def _children(pid: int) -> list[int]:
             with open(f"/proc/{pid}/task/{task}/children", "rb") as file:  # noqa: PTH123  # the same
                 found += map(int, file.read().split())
         except _GONE:
-            if not _HAS_CHILDREN:
-                return [other for other in _all() if (seen := stat(other)) is not None and seen.parent == pid]
+            continue
     return found
+
+
+def _searched_children(pid: int) -> list[int]:
+    return [other for other in _all() if (seen := stat(other)) is not None and seen.parent == pid]
 
 
 def _all() -> list[int]:
     return [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
 
 
-#: A build option of the kernel (CONFIG_PROC_CHILDREN); without it every process is looked at.
-_HAS_CHILDREN = Path(f"/proc/self/task/{os.getpid()}/children").exists()
+#: The list is a build option of the kernel (CONFIG_PROC_CHILDREN); without it every process is looked at.
+_children = _listed_children if Path(f"/proc/self/task/{os.getpid()}/children").exists() else _searched_children
