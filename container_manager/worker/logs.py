@@ -37,8 +37,8 @@ class LogBuffer:
         self._buffered = 0
         self._sequence = 0
         self._reader = 0
-        self._stdout = BoundedLog(column_bytes)
-        self._stderr = BoundedLog(column_bytes)
+        self._stdout = BoundedLog(column_bytes, "stdout")
+        self._stderr = BoundedLog(column_bytes, "stderr")
         self._columns_sent_at = 0.0
         self._position = _Position()
         self.truncated = False
