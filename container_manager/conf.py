@@ -144,7 +144,7 @@ def _value_problem(key: str, value: object, default: object) -> Problem | None:
         whole = isinstance(default, int)
         if not isinstance(value, int if whole else int | float):
             return wrong_type
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)
         least = 0.0 if key in _ZERO_ALLOWED else math.ulp(0.0)
         if not math.isfinite(number) or number < least:
             return Problem(

@@ -235,7 +235,7 @@ def claim(
     features = connections[_alias()].features
     with transaction.atomic(using=_alias()):
         EngineLease.fence(lease)
-        waiting = QuerySet(ContainerJob).filter(place, status=Status.PENDING)
+        waiting: QuerySet[ContainerJob] = QuerySet(ContainerJob).filter(place, status=Status.PENDING)
         if only is not None:
             waiting = waiting.filter(pk__in=list(only))
         if host.cpus:
@@ -418,7 +418,7 @@ def adopt(
     """Take over every active job of this engine from whoever held it before. Raises LeaseLost."""
     with transaction.atomic(using=_alias()):
         EngineLease.fence(lease)
-        held = (
+        held: QuerySet[ContainerJob] = (
             QuerySet(ContainerJob)
             .filter(docker_host=host, status__in=_ACTIVE)
             .exclude(lease_token=lease.token)
@@ -638,7 +638,8 @@ def _alias() -> str:
 
 
 def _attribute(name: str) -> str:
-    return ContainerJob._meta.get_field(name).attname if name != "status" else name
+    field = ContainerJob._meta.get_field(name)
+    return str(getattr(field, "attname", name))
 
 
 def _person(job: ContainerJob) -> str:

@@ -14,8 +14,15 @@ from container_manager.core.observation import STDOUT
 from container_manager.core.states import Status
 from container_manager.executors.base import Executor
 from container_manager.executors.registry import open_executor
-from container_manager.models import ContainerJob, EngineLease, ExecutorHost, Installation
+from container_manager.models import (
+    ContainerJob,
+    EngineLease,
+    ExecutionMetadata,
+    ExecutorHost,
+    Installation,
+)
 from container_manager.models.admission import spec_of
+from container_manager.models.lease import HeldLease
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -136,9 +143,7 @@ class HostExecutor:
             )
         return executor.docker_client()
 
-    def _start(
-        self, lease: lifecycle.HeldLease, job: ContainerJob, execution: lifecycle.ExecutionMetadata
-    ) -> None:
+    def _start(self, lease: HeldLease, job: ContainerJob, execution: ExecutionMetadata) -> None:
         spec = spec_of(job, Installation.current())
         execution.spec_hash = spec.digest()
         try:

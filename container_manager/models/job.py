@@ -159,9 +159,11 @@ class ContainerJob(models.Model):
         self._stored_spec: dict[str, Any] = {}
 
     @classmethod
-    def from_db(cls, db: str | None, field_names: Collection[str], values: Collection[Any]) -> Self:
+    def from_db(
+        cls, db: str | None, field_names: Collection[str], values: Collection[Any], **further: Any
+    ) -> Self:
         """Remember what is stored, so that `save` can tell what the caller changed."""
-        job = super().from_db(db, field_names, values)
+        job = super().from_db(db, field_names, values, **further)
         job.mark_stored()
         return job
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from django.db import models, transaction
 from django.db.models import ExpressionWrapper, F, Q
+from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Now
 
 from container_manager.core.errors import LeaseLost
@@ -80,7 +81,7 @@ class EngineLease(models.Model):
         return cls.objects.filter(engine_id=lease.engine_id, token=lease.token).exclude(worker="")
 
 
-def _in(seconds: float) -> ExpressionWrapper:
+def _in(seconds: float) -> ExpressionWrapper[CombinedExpression]:
     return ExpressionWrapper(Now() + timedelta(seconds=seconds), output_field=models.DateTimeField())
 
 

@@ -18,6 +18,7 @@ from container_manager.core.reconcile import JobRecord, Verdict, judge
 from container_manager.core.spec import LABEL_ATTEMPT, LABEL_JOB
 from container_manager.core.states import Status
 from container_manager.models import ContainerJob, ExecutionMetadata
+from container_manager.models.lease import HeldLease
 from container_manager.worker.hosts import HostSeat
 from container_manager.worker.messages import Exited, Launched, LaunchFailed, LogBatch
 from container_manager.worker.run import Run
@@ -200,13 +201,14 @@ class Recorder:
         )
 
 
-def _lease(held: Held) -> lifecycle.HeldLease:
+def _lease(held: Held) -> HeldLease:
     assert held.seat.tenure is not None  # noqa: S101 - a held job's seat has one until it is left
     return held.seat.tenure.lease
 
 
 def _cancel_was_requested(job: ContainerJob) -> bool:
-    return ContainerJob.objects.filter(pk=job.pk, cancel_requested_at__isnull=False).exists()
+    wanted = ContainerJob.objects.filter(pk=job.pk, cancel_requested_at__isnull=False)
+    return bool(wanted.exists())
 
 
 def _labels(container: OwnedContainer) -> tuple[str, int]:

@@ -6,8 +6,9 @@ import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
-from django.db import connections
+from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from container_manager.lifecycle import WAKE_CHANNEL
@@ -85,17 +86,20 @@ class PostgresNotify(Wakeup):
             try:
                 wrapper.ensure_connection()
                 wrapper.set_autocommit(True)
-                raw = wrapper.connection
-                raw.execute(f"LISTEN {WAKE_CHANNEL}")
-                self._woken()  # whatever came before we listened
-                while not self._stop.is_set():
-                    for _ in raw.notifies(timeout=0.5, stop_after=1):
-                        self._woken()
-            except wrapper.Database.Error as error:
+                with wrapper.wrap_database_errors:
+                    self._listen(wrapper.connection)
+            except DatabaseError as error:
                 logger.info("cannot listen for wake-ups, polling goes on: %s", error)
                 self._stop.wait(RELISTEN_SECONDS)
             finally:
                 wrapper.close()
+
+    def _listen(self, raw: Any) -> None:
+        raw.execute(f"LISTEN {WAKE_CHANNEL}")
+        self._woken()  # whatever came before we listened
+        while not self._stop.is_set():
+            for _ in raw.notifies(timeout=0.5, stop_after=1):
+                self._woken()
 
 
 def for_database(alias: str, woken: Callable[[], None]) -> Wakeup:
@@ -103,10 +107,9 @@ def for_database(alias: str, woken: Callable[[], None]) -> Wakeup:
     connection = connections[alias]
     if connection.vendor == "sqlite":
         return SqliteDataVersion(connection)
-    if connection.vendor == "postgresql" and _is_psycopg3(connection):
-        return PostgresNotify(connection, woken)
+    if connection.vendor == "postgresql":
+        from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+        if is_psycopg3:
+            return PostgresNotify(connection, woken)
     return Polling()
-
-
-def _is_psycopg3(connection: BaseDatabaseWrapper) -> bool:
-    return getattr(connection.Database, "__name__", "") == "psycopg"
