@@ -85,7 +85,7 @@ class FakeEngine:
         With `after` the call has its effect and only the answer is lost, as a timeout may mean.
         """
         if verb not in VERBS:
-            raise ValueError(f"verb: {verb!r} is no method of an executor.")
+            raise ValueError(f"verb: {verb!r} is no verb of an executor; it has {', '.join(sorted(VERBS))}.")
         with self.changed:
             self._failures.append(_Failure(verb=verb, error=error, left=times, after=after))
 

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import signal
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from container_manager.core.errors import CommandNotExecutable, CommandNotFound
 from container_manager.core.observation import STDOUT
 from container_manager.core.spec import ContainerSpec
 from container_manager.executors.base import Executor, HostConfig
+from container_manager.executors.process import procfs
 from container_manager.executors.process.executor import ProcessExecutor
 from container_manager.testing import FakeEngine, FakeExecutor, FakeRun
 from tests.engines import BASE_IMAGE, docker_url
@@ -209,7 +211,12 @@ class ProcessUnderTest(ExecutorUnderTest):
         )
 
     def pause(self, container_id: str) -> None:
-        os.kill(self._program(container_id), signal.SIGSTOP)
+        program = self._program(container_id)
+        os.kill(program, signal.SIGSTOP)
+        deadline = time.monotonic() + 5  # a running process stops at its next entry to the kernel
+        while (seen := procfs.stat(program)) is not None and seen.state != "T":
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
 
     def kill(self, container_id: str) -> None:
         os.kill(self._program(container_id), signal.SIGKILL)

@@ -48,7 +48,8 @@ def descendants(pid: int) -> list[int]:
 
 def session_members(session: int) -> list[int]:
     """The processes of a session whose leader is dead; nothing while a leader of that number lives."""
-    if stat(session) is not None:
+    leader = stat(session)
+    if leader is not None and leader.state != "Z":
         return []
     return [pid for pid in _all() if (seen := stat(pid)) is not None and seen.session == session]
 
@@ -95,4 +96,5 @@ def _all() -> list[int]:
 
 
 #: The list is a build option of the kernel (CONFIG_PROC_CHILDREN); without it every process is looked at.
-_children = _listed_children if Path(f"/proc/self/task/{os.getpid()}/children").exists() else _searched_children
+_HAS_LISTS = Path(f"/proc/self/task/{os.getpid()}/children").exists()
+_children = _listed_children if _HAS_LISTS else _searched_children

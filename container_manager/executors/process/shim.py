@@ -133,8 +133,9 @@ class Shim:
         # The program is not reaped yet, so its number is its own. A stopped one hears only after CONT.
         for one in (number, signal.SIGCONT):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(program.pid, one)
                 os.killpg(program.pid, one)
+            if os.getpgid(program.pid) != program.pid:  # it moved; else it would get the signal twice
+                os.kill(program.pid, one)
 
     def _reap(self, program: Program) -> None:
         while True:

@@ -6,6 +6,7 @@
     refused.json   the program could not be started: exit code and text
     exit.json      how it ended; written after the last byte of the log
     log            the output, record after record
+    shim.err       what the shim itself complains of
     bells/         sockets of those who follow the log
 
 JSON files appear whole or not at all. Standard library only: the shim imports this.

@@ -83,7 +83,7 @@ class Store:
         staged = self._staging / container_id
         staged.mkdir(mode=0o700)
         (staged / statedir.BELLS).mkdir(mode=0o700)
-        for file in (statedir.LOG, statedir.LOCK):
+        for file in (statedir.LOG, statedir.LOCK, statedir.SHIM_ERRORS):
             (staged / file).touch(mode=0o600)
         spec = {**spec, "id": container_id, "created_at_ns": time.time_ns()}
         statedir.write_json(staged / statedir.SPEC, spec)
@@ -109,14 +109,14 @@ class Store:
         self._delete(leaving, container.id)
         return True
 
-    def sweep(self) -> None:
+    def sweep(self, *, stale_seconds: float = _STALE_SECONDS) -> None:
         """Delete what was left on its way in or out."""
         for directory in self._staging.iterdir():
             try:
                 age = time.time() - directory.stat().st_ctime
             except FileNotFoundError:
                 continue
-            if age > _STALE_SECONDS:
+            if age > stale_seconds:
                 shutil.rmtree(directory, ignore_errors=True)
 
     def _delete(self, directory: Path, container_id: str) -> None:
