@@ -1,0 +1,1 @@
+"""Docker Engine: docker-py carries the requests, everything above it is ours."""
