@@ -265,9 +265,6 @@ def verify_spec(spec: ContainerSpec, policy: Policy) -> None:
 
 
 def _log_options(policy: Policy) -> tuple[tuple[str, str], ...]:
-    """json-file's rotation, far above what we store: it loses lines without a word when it turns.
-
-    A stored byte takes up to six in the engine's file, as JSON escapes it, plus the line's frame.
-    """
-    megabytes = max(16, math.ceil(policy.log_max_bytes * 2 / MEBIBYTE))
-    return (("max-file", "2"), ("max-size", f"{megabytes}m"))
+    """The engine's own rotation, well above what we store: it loses lines without a word when it turns."""
+    megabytes = max(16, math.ceil(policy.log_max_bytes * 1.5 / MEBIBYTE))
+    return (("compress", "false"), ("max-file", "2"), ("max-size", f"{megabytes}m"))

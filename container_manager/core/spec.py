@@ -45,7 +45,7 @@ class ContainerSpec:
     networks: tuple[NetworkAttachment, ...]
     cap_drop: tuple[str, ...]
     security_opt: tuple[str, ...]
-    log_options: tuple[tuple[str, str], ...] = field(default=())  # json-file's
+    log_options: tuple[tuple[str, str], ...] = field(default=())  # rotation: max-size, max-file, compress
 
     def digest(self) -> str:
         """Hash over everything above: tells our container from another one under the same name."""

@@ -14,6 +14,7 @@ from container_manager.core.errors import (
     CommandNotFound,
     ContainerGone,
     CreateFailed,
+    EngineFault,
     ExecutorError,
     ImageNotFound,
     JobFault,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 STOP_CHECK_SECONDS = 0.5
+#: How long a create by somebody else under the same name may take until its container shows.
+NAME_RESERVED_SECONDS = 5.0
 _BUILT_IN_NETWORKS = {"bridge", "none"}
 _START_FAULTS: dict[int, type[JobFault]] = {126: CommandNotExecutable, 127: CommandNotFound}
 
@@ -284,8 +287,14 @@ class DockerExecutor(Executor):
 
     def _adopt(self, spec: ContainerSpec, refused: Refused) -> str:
         holder = self._inspect(spec.name)
+        deadline = time.monotonic() + NAME_RESERVED_SECONDS
+        while holder is None and time.monotonic() < deadline:
+            time.sleep(0.02)  # the engine reserves a name before the container can be seen
+            holder = self._inspect(spec.name)
         if holder is None:
-            raise CreateFailed("the container's name was taken and is free again", detail=refused.message)
+            raise EngineFault(
+                f"the engine holds the name {spec.name!r} for no container", detail=refused.message
+            )
         labels = holder.get("Config", {}).get("Labels") or {}
         if all(labels.get(key) == value for key, value in spec.labels().items()):
             return str(holder["Id"])

@@ -18,6 +18,10 @@ from container_manager.core.observation import (
 )
 from container_manager.core.spec import ContainerSpec, NetworkAttachment
 
+#: The one driver that the engine can read back and that keeps every byte: json-file writes JSON strings, in
+#: which bytes that are no UTF-8 are replaced.
+LOG_DRIVER = "local"
+
 _STATES = {
     "created": ContainerState.CREATED,
     "running": ContainerState.RUNNING,
@@ -59,7 +63,7 @@ def create_payload(spec: ContainerSpec) -> dict[str, Any]:
             "AutoRemove": False,  # would take exit code and log with it
             "RestartPolicy": {"Name": "no"},
             "NetworkMode": first.network_name if first else "bridge",
-            "LogConfig": {"Type": "json-file", "Config": dict(spec.log_options)},
+            "LogConfig": {"Type": LOG_DRIVER, "Config": dict(spec.log_options)},
         },
     }
     if spec.argv:
