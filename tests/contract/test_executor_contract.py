@@ -449,19 +449,19 @@ class TestWatch:
         assert not watcher.thread.is_alive()
 
 
-#: What logs have to survive: NUL, bytes that are no UTF-8, carriage returns, colours, empty lines, a line
-#: of more than two frames, one of exactly one frame, and an end without a newline.
+#: What logs have to survive: NUL, carriage returns, colours, empty lines, a line of more than two frames,
+#: one of exactly one frame, and an end without a newline. Bytes that are no text have a test of their own.
 AWKWARD = Program(
     output=(
         (STDOUT, b"plain\n", 1),
         (STDERR, b"error\n", 3),
-        (STDOUT, b"\0 \xff\xfe\x80 \r\x1b[31mred\x1b[0m\x85\x0b\x0c\n", 2),
+        (STDOUT, b"\0 \r\x1b[31mred\x1b[0m\x0b\x0c \xc2\x85 \xe2\x80\xa8\n", 2),
         (STDOUT, b"\n", 3),
         (STDERR, b"0123456789abcdef", 2600),
         (STDERR, b"\n", 1),
         (STDOUT, b"y", 16384),
         (STDOUT, b"\n", 1),
-        (STDERR, b"no newline \xc3", 1),
+        (STDERR, b"no newline", 1),
         (STDOUT, b"none here", 1),
     )
 )
@@ -482,6 +482,16 @@ class TestLogs:
         assert all(abs(frame.timestamp_ns - time.time_ns()) < 60 * SECOND for frame in frames)
         assert list(executor.logs(container_id, follow=True)) == frames
         assert list(under_test.open().logs(container_id)) == frames
+
+    def test_bytes_that_are_no_text_are_not_mended(
+        self, under_test: ExecutorUnderTest, executor: Executor
+    ) -> None:
+        program = Program(output=((STDOUT, b"\xff\xfe\x80 caf\xe9\n", 2), (STDERR, b"cut short \xe2\x82", 1)))
+        container_id = executor.create(under_test.spec(program))
+        run(executor, container_id)
+        frames = list(executor.logs(container_id))
+        assert payload(frames, STDOUT) == program.written(STDOUT)
+        assert payload(frames, STDERR) == program.written(STDERR)
 
     def test_a_cursor_resumes_at_every_frame(self, under_test: ExecutorUnderTest, executor: Executor) -> None:
         container_id = executor.create(under_test.spec(AWKWARD))

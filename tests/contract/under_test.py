@@ -20,6 +20,7 @@ from container_manager.core.errors import CommandNotExecutable, CommandNotFound
 from container_manager.core.observation import STDOUT
 from container_manager.core.spec import ContainerSpec
 from container_manager.executors.base import Executor, HostConfig
+from container_manager.executors.docker.executor import DockerExecutor
 from container_manager.executors.process import procfs
 from container_manager.executors.process.executor import ProcessExecutor
 from container_manager.testing import FakeEngine, FakeExecutor, FakeRun
@@ -154,12 +155,6 @@ class ExecutorUnderTest(ABC):
             opened.close()
 
 
-def _docker_executor(config: HostConfig) -> Executor:
-    from container_manager.executors.docker.executor import DockerExecutor
-
-    return DockerExecutor(config)
-
-
 class DockerUnderTest(ExecutorUnderTest):
     """A real daemon, which other tests use at the same time."""
 
@@ -171,14 +166,14 @@ class DockerUnderTest(ExecutorUnderTest):
         self._client = docker.DockerClient(base_url=self._url, version="1.41")
 
     def connect(self) -> Executor:
-        return _docker_executor(
+        return DockerExecutor(
             HostConfig(
                 name="contract", connection_string=self._url, auto_pull_images=False, timeout_seconds=30
             )
         )
 
     def unreachable(self) -> Executor:
-        return _docker_executor(
+        return DockerExecutor(
             HostConfig(name="nowhere", connection_string="unix:///nowhere/docker.sock", timeout_seconds=5)
         )
 
