@@ -63,7 +63,7 @@ class LogBuffer:
             self._frames.append(frame)
             self._buffered += len(frame.payload)
             self._shown(frame)
-            self._position.pass_frame(frame.timestamp_ns)
+            self._position.pass_frame(frame)
             if self._buffered >= CHUNK_BYTES:
                 self._flush(block=True)
             return first
@@ -148,19 +148,26 @@ class _Position:
         self._older = [0, 0]  # timestamp, frames at or after it
         self._younger = [0, 0]
         self._any = False
+        # The rest of a long line carries the time of its first piece, however late it comes: while one
+        # is open, the anchors stay where they are.
+        self._unfinished: set[int] = set()
 
     def restore(self, cursor: LogCursor | None) -> None:
         if cursor is not None:
             self._newest = cursor.timestamp_ns
             self._older, self._younger, self._any = list(cursor), list(cursor), True
 
-    def pass_frame(self, timestamp_ns: int) -> None:
+    def pass_frame(self, frame: LogFrame) -> None:
         self._any = True
         for anchor in (self._older, self._younger):
-            if timestamp_ns >= anchor[0]:
+            if frame.timestamp_ns >= anchor[0]:
                 anchor[1] += 1
-        self._newest = max(self._newest, timestamp_ns)
-        if self._newest - self._younger[0] > LOOK_BACK_NS:
+        self._newest = max(self._newest, frame.timestamp_ns)
+        if frame.payload.endswith(b"\n"):
+            self._unfinished.discard(frame.stream)
+        else:
+            self._unfinished.add(frame.stream)
+        if not self._unfinished and self._newest - self._younger[0] > LOOK_BACK_NS:
             self._older, self._younger = self._younger, [self._newest + 1, 0]
 
     @property

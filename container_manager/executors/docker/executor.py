@@ -40,7 +40,7 @@ from container_manager.executors.docker import translate
 from container_manager.executors.docker.client import Connection
 from container_manager.executors.docker.errors import Refused, engine_fault
 from container_manager.executors.docker.images import ImageStore
-from container_manager.executors.docker.streams import ByteStream, json_lines, log_frames
+from container_manager.executors.docker.streams import ByteStream, json_lines, log_frames, whole_lines
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -176,7 +176,7 @@ class DockerExecutor(Executor):
         except Refused as refused:
             raise self._gone_or_fault(container_id, refused) from refused
         try:
-            for number, frame in enumerate(log_frames(stream)):
+            for number, frame in enumerate(whole_lines(log_frames(stream))):
                 if number >= skip:
                     yield frame
         finally:

@@ -20,6 +20,8 @@ _HEADER = 8
 _KEEPALIVE_IDLE_SECONDS = 30
 _DEAD_PEER_MS = 60_000
 _NANO = 1_000_000_000
+#: How the engine cuts lines: into pieces of this size, and a rest.
+PIECE_BYTES = 16 * 1024
 
 
 class ByteStream:
@@ -97,6 +99,25 @@ def log_frames(blocks: Iterable[bytes]) -> Iterator[LogFrame]:
         fraction = content[20 : space - 1]  # between the dot and the Z
         nanos = int(fraction.ljust(9, b"0")) if fraction else 0
         yield LogFrame(stream, known_ns + nanos, content[space + 1 :])
+
+
+def whole_lines(frames: Iterable[LogFrame]) -> Iterator[LogFrame]:
+    """Give long lines the newline back that the engine's `local` driver takes from them.
+
+    That driver cuts a line into full pieces and a shorter last one, and forgets the newline of the last.
+    What remains unknown is whether a stream whose last line is longer than a piece ended with a newline:
+    nearly every program writes one, so it is assumed.
+    """
+    inside_long_line: dict[int, bool] = {}
+    for frame in frames:
+        ended = frame.payload.endswith(b"\n")
+        full = len(frame.payload) == PIECE_BYTES
+        if not ended and not full and inside_long_line.get(frame.stream):
+            yield frame._replace(payload=frame.payload + b"\n")
+            ended = True
+        else:
+            yield frame
+        inside_long_line[frame.stream] = full and not ended
 
 
 def json_lines(blocks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
