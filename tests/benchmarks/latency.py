@@ -1,0 +1,107 @@
+"""How long an idle worker takes to start a job, and how long after its end the record is complete."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from statistics import median
+
+from tests.benchmarks.context import Context
+from tests.benchmarks.events import Witness
+from tests.benchmarks.ours import NONE, WorkerProcess, check_all, set_up
+from tests.benchmarks.place import SQLITE
+from tests.benchmarks.raw import RawEngine, engine_seconds
+from tests.benchmarks.report import Row
+
+#: Lives long enough to be followed, and says a little: an ordinary quiet job.
+COMMAND = ["sh", "-c", "echo begin; sleep 0.7; echo end"]
+START_GOAL = {SQLITE: 60, "postgres": 15}  # ms above raw
+END_GOAL = 50  # ms
+
+
+def measure(context: Context) -> list[Row]:
+    """One raw container, one job, and so on."""
+    set_up(context.engine_url)
+    raw_starts: list[float] = []
+    raw_ends: list[float] = []
+    starts: list[float] = []
+    ends: list[float] = []
+    with (
+        RawEngine(context.engine_url, context.image) as raw,
+        Witness(context.engine_url) as seen,
+        WorkerProcess(),
+    ):
+        for number in range(context.pick(6, 15, 30) + 1):
+            started, ended = _raw_once(raw)
+            our_start, our_end = _our_once(context, seen)
+            if number:  # the first pair warms both up
+                raw_starts.append(started)
+                raw_ends.append(ended)
+                starts.append(our_start)
+                ends.append(our_end)
+    return [
+        _start_row(context.database, raw_starts, starts),
+        _end_row(context.database, raw_ends, ends),
+    ]
+
+
+def _raw_once(raw: RawEngine) -> tuple[float, float]:
+    """Milliseconds from the call to the engine's StartedAt, and from FinishedAt to the log in hand."""
+    began = time.time()
+    container = raw.create(COMMAND, "none")
+    raw.start(container)
+    raw.read_to_end(container)
+    state = raw.inspect(container)["State"]
+    now = time.time()
+    raw.remove(container)
+    return (engine_seconds(state["StartedAt"]) - began) * 1e3, (
+        now - engine_seconds(state["FinishedAt"])
+    ) * 1e3
+
+
+def _our_once(context: Context, seen: Witness) -> tuple[float, float]:
+    """Milliseconds from the call to StartedAt, and from the `die` event to the row as others see it."""
+    from container_manager.models import ContainerJob
+
+    began = time.time()
+    job = ContainerJob.objects.create_job(
+        context.image, COMMAND, name=uuid.uuid4().hex, network_configuration=NONE
+    )
+    name = f"cj-{job.pk.hex}-1"
+    died = seen.wait_for("die", {name}, 30)[name]
+    row = ContainerJob.objects.filter(pk=job.pk, completed_at__isnull=False)
+    deadline = time.monotonic() + 30
+    while not row.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"job {job.pk} has no result 30 s after its container's end")
+        time.sleep(0.001)
+    stored = time.time()
+    (job,) = check_all([job])
+    assert job.started_at is not None
+    seen.wait_for("destroy", {name}, 30)  # the next one finds an idle engine
+    return (job.started_at.timestamp() - began) * 1e3, (stored - died) * 1e3
+
+
+def _start_row(database: str, raw: list[float], ours: list[float]) -> Row:
+    more = median(ours) - median(raw)
+    goal = START_GOAL[database]
+    return Row(
+        measure=f"create_job to started, idle worker ({database})",
+        yardstick=f"{median(raw):.0f} ms (create, start)",
+        ours=f"{median(ours):.0f} ms",
+        comparison=f"{more:+.0f} ms",
+        goal=f"<= +{goal} ms",
+        holds=more <= goal,
+        figures={"raw": raw, "ours": ours, "difference": more},
+    )
+
+
+def _end_row(database: str, raw: list[float], ours: list[float]) -> Row:
+    return Row(
+        measure=f"die event to final row, quiet job ({database})",
+        yardstick=f"{median(raw):.0f} ms (end to log in hand, by wait)",
+        ours=f"{median(ours):.0f} ms, worst {max(ours):.0f}",
+        goal=f"<= {END_GOAL} ms",
+        holds=median(ours) <= END_GOAL,
+        figures={"raw": raw, "ours": ours},
+    )
