@@ -36,7 +36,7 @@ class Observation:
     labels: dict[str, str] = field(default_factory=dict)
     exit_code: int | None = None
     oom_killed: bool = False
-    error: str = ""  # the engine's start error; set only where the program never ran
+    error: str = ""  # why the engine could not start it, or lost it
     created_at: datetime | None = None
     started_at: datetime | None = None  # None: never started
     finished_at: datetime | None = None

@@ -147,7 +147,7 @@ def decide(
 ) -> Outcome:
     """Say what the end of a container means for its job.
 
-    `engine_interrupted`: the connection to the engine broke, or the worker changed, while the job ran.
+    255 with an error of the engine's (or of what stands for it) is a crash as well. `engine_interrupted`: the connection to the engine broke, or the worker changed, while the job ran.
     Only then can 255 mean a crashed host and 137/143 a daemon that was stopped.
     """
     code = observation.exit_code
@@ -164,6 +164,10 @@ def decide(
         )
     if observation.state is ContainerState.CREATED and observation.error:
         reason = _START_ERRORS.get(code or 0, ExitReason.START_ERROR)
+        if reason is ExitReason.BAD_USER and "user" not in observation.error.lower():
+            reason = (
+                ExitReason.START_ERROR
+            )  # 128 is the engine's code for whatever else kept it from starting
         return _failed(reason, code, f"The engine could not start the program: {observation.error}.")
     if observation.oom_killed and code != 0:
         limit = f" of {memory_limit_mb} MB" if memory_limit_mb else ""
@@ -172,7 +176,7 @@ def decide(
             code,
             f"The job reached its memory limit{limit} and the kernel killed it.",
         )
-    if code == _HOST_CRASH_EXIT and engine_interrupted:
+    if code == _HOST_CRASH_EXIT and (engine_interrupted or observation.error):
         return _failed(ExitReason.HOST_CRASHED, code, "The host or its engine crashed while the job ran.")
     if code in {_SIGKILL_EXIT, _SIGTERM_EXIT}:
         signal = "SIGKILL" if code == _SIGKILL_EXIT else "SIGTERM"

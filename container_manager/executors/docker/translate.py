@@ -103,7 +103,7 @@ def observation(inspected: Mapping[str, Any]) -> Observation:
         labels=dict(inspected.get("Config", {}).get("Labels") or {}),
         exit_code=state.get("ExitCode") if ended else None,
         oom_killed=bool(state.get("OOMKilled")),
-        error=state.get("Error", "") if started is None else "",
+        error=state.get("Error", ""),
         created_at=moment(inspected.get("Created")),
         started_at=started,
         finished_at=moment(state.get("FinishedAt")) if ended else None,
