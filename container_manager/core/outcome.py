@@ -7,6 +7,7 @@ real engine; see `docs/architecture.md`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -137,6 +138,17 @@ _START_ERRORS = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Case:
+    """All that is known when a container has ended."""
+
+    seen: Observation
+    intent: Intent
+    timeout_seconds: int | None
+    memory_limit_mb: int | None
+    engine_interrupted: bool
+
+
 def decide(
     observation: Observation,
     *,
@@ -145,60 +157,100 @@ def decide(
     memory_limit_mb: int | None = None,
     engine_interrupted: bool = False,
 ) -> Outcome:
-    """Say what the end of a container means for its job.
+    """Say what the end of a container means for its job: the first evidence that speaks decides.
 
-    255 with an error of the engine's (or of what stands for it) is a crash as well. `engine_interrupted`: the connection to the engine broke, or the worker changed, while the job ran.
-    Only then can 255 mean a crashed host and 137/143 a daemon that was stopped.
+    `engine_interrupted`: the connection to the engine broke, or the worker changed, while the job ran.
+    Only then can 255 mean a crashed host (unless the engine says so itself), and 137 or 143 an engine
+    that was stopped.
     """
-    code = observation.exit_code
-    if intent is Intent.TIMEOUT:
-        limit = f" of {timeout_seconds} s" if timeout_seconds else ""
-        return _outcome(Status.TIMEOUT, ExitReason.TIMEOUT, code, f"The job ran over its time limit{limit}.")
-    if intent is Intent.CANCEL:
-        return _outcome(Status.CANCELLED, ExitReason.CANCELLED, code, "The job was cancelled.")
-    if observation.state is ContainerState.NOT_FOUND:
-        return _failed(
-            ExitReason.REMOVED_EXTERNALLY,
-            None,
-            "The container is gone without our doing; its exit code and the rest of its output went with it.",
-        )
-    if observation.state is ContainerState.CREATED and observation.error:
-        reason = _START_ERRORS.get(code or 0, ExitReason.START_ERROR)
-        if reason is ExitReason.BAD_USER and "user" not in observation.error.lower():
-            reason = (
-                ExitReason.START_ERROR
-            )  # 128 is the engine's code for whatever else kept it from starting
-        return _failed(reason, code, f"The engine could not start the program: {observation.error}.")
-    if observation.oom_killed and code != 0:
-        limit = f" of {memory_limit_mb} MB" if memory_limit_mb else ""
-        return _failed(
-            ExitReason.OUT_OF_MEMORY,
-            code,
-            f"The job reached its memory limit{limit} and the kernel killed it.",
-        )
-    if code == _HOST_CRASH_EXIT and (engine_interrupted or observation.error):
-        return _failed(ExitReason.HOST_CRASHED, code, "The host or its engine crashed while the job ran.")
-    if code in {_SIGKILL_EXIT, _SIGTERM_EXIT}:
-        signal = "SIGKILL" if code == _SIGKILL_EXIT else "SIGTERM"
-        if engine_interrupted:
-            return _failed(
-                ExitReason.ENGINE_STOPPED,
-                code,
-                f"The engine was stopped while the job ran and sent {signal}.",
-            )
-        return _failed(
-            ExitReason.KILLED_EXTERNALLY,
-            code,
-            f"The job ended by {signal}, which this system did not send, nor was it short of memory.",
-        )
-    if code == 0:
-        warning = ""
-        if observation.oom_killed:
-            warning = "A child process ran out of memory and was killed, yet the job itself reported success."
-        return Outcome(status=Status.COMPLETED, reason=ExitReason.SUCCESS, exit_code=0, message=warning)
+    case = _Case(
+        seen=observation,
+        intent=intent,
+        timeout_seconds=timeout_seconds,
+        memory_limit_mb=memory_limit_mb,
+        engine_interrupted=engine_interrupted,
+    )
+    return next(outcome for evidence in _EVIDENCE if (outcome := evidence(case)) is not None)
+
+
+def _our_own_doing(case: _Case) -> Outcome | None:
+    if case.intent is Intent.TIMEOUT:
+        limit = f" of {case.timeout_seconds} s" if case.timeout_seconds else ""
+        message = f"The job ran over its time limit{limit}."
+        return _outcome(Status.TIMEOUT, ExitReason.TIMEOUT, case.seen.exit_code, message)
+    if case.intent is Intent.CANCEL:
+        return _outcome(Status.CANCELLED, ExitReason.CANCELLED, case.seen.exit_code, "The job was cancelled.")
+    return None
+
+
+def _gone(case: _Case) -> Outcome | None:
+    if case.seen.state is not ContainerState.NOT_FOUND:
+        return None
+    message = (
+        "The container is gone without our doing; its exit code and the rest of its output went with it."
+    )
+    return _failed(ExitReason.REMOVED_EXTERNALLY, None, message)
+
+
+def _never_started(case: _Case) -> Outcome | None:
+    seen = case.seen
+    if seen.state is not ContainerState.CREATED or not seen.error:
+        return None
+    reason = _START_ERRORS.get(seen.exit_code or 0, ExitReason.START_ERROR)
+    if reason is ExitReason.BAD_USER and "user" not in seen.error.lower():
+        reason = ExitReason.START_ERROR  # 128 is the engine's code for whatever else kept it from starting
+    return _failed(reason, seen.exit_code, f"The engine could not start the program: {seen.error}.")
+
+
+def _out_of_memory(case: _Case) -> Outcome | None:
+    if not case.seen.oom_killed or case.seen.exit_code == 0:
+        return None
+    limit = f" of {case.memory_limit_mb} MB" if case.memory_limit_mb else ""
+    message = f"The job reached its memory limit{limit} and the kernel killed it."
+    return _failed(ExitReason.OUT_OF_MEMORY, case.seen.exit_code, message)
+
+
+def _crash(case: _Case) -> Outcome | None:
+    if case.seen.exit_code != _HOST_CRASH_EXIT or not (case.engine_interrupted or case.seen.error):
+        return None
+    message = "The host or its engine crashed while the job ran."
+    return _failed(ExitReason.HOST_CRASHED, case.seen.exit_code, message)
+
+
+def _a_signal(case: _Case) -> Outcome | None:
+    code = case.seen.exit_code
+    if code not in {_SIGKILL_EXIT, _SIGTERM_EXIT}:
+        return None
+    signal = "SIGKILL" if code == _SIGKILL_EXIT else "SIGTERM"
+    if case.engine_interrupted:
+        message = f"The engine was stopped while the job ran and sent {signal}."
+        return _failed(ExitReason.ENGINE_STOPPED, code, message)
+    message = f"The job ended by {signal}, which this system did not send, nor was it short of memory."
+    return _failed(ExitReason.KILLED_EXTERNALLY, code, message)
+
+
+def _its_own_word(case: _Case) -> Outcome:
+    code = case.seen.exit_code
     if code is None:
         return _failed(ExitReason.HOST_LOST, None, "The engine does not know how the container ended.")
-    return _failed(ExitReason.APPLICATION_ERROR, code, f"The program ended with exit code {code}.")
+    if code != 0:
+        return _failed(ExitReason.APPLICATION_ERROR, code, f"The program ended with exit code {code}.")
+    warning = ""
+    if case.seen.oom_killed:
+        warning = "A child process ran out of memory and was killed, yet the job itself reported success."
+    return Outcome(status=Status.COMPLETED, reason=ExitReason.SUCCESS, exit_code=0, message=warning)
+
+
+#: The order matters: each may speak only because those before it did not.
+_EVIDENCE: tuple[Callable[[_Case], Outcome | None], ...] = (
+    _our_own_doing,
+    _gone,
+    _never_started,
+    _out_of_memory,
+    _crash,
+    _a_signal,
+    _its_own_word,
+)
 
 
 def rejected(reason: ExitReason, message: str) -> Outcome:
