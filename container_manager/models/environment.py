@@ -7,6 +7,7 @@ from django.db import models
 
 from container_manager.core.environment import parse_environment_text
 from container_manager.core.errors import InvalidJob
+from container_manager.core.inert import inert_line
 
 
 class EnvironmentVariableTemplate(models.Model):
@@ -27,7 +28,7 @@ class EnvironmentVariableTemplate(models.Model):
         verbose_name = "environment template"
 
     def __str__(self) -> str:
-        return self.name
+        return inert_line(self.name)
 
     def get_environment_variables(self) -> dict[str, str]:
         """The variables as a dict. Raises InvalidJob naming the line that is wrong."""

@@ -14,6 +14,7 @@ from django.utils import timezone
 from container_manager import signals
 from container_manager.conf import get_settings
 from container_manager.core.errors import ConfigurationError, ExecutorError, HostMismatch
+from container_manager.core.inert import inert_line
 from container_manager.core.observation import HostFacts
 from container_manager.executors.base import HostConfig
 from container_manager.executors.registry import executor_class
@@ -87,7 +88,7 @@ class ExecutorHost(models.Model):
         verbose_name = "executor host"
 
     def __str__(self) -> str:
-        return self.name
+        return inert_line(self.name)
 
     def clean(self) -> None:
         """Check type, address and configuration together. Raises ValidationError by field."""

@@ -14,6 +14,7 @@ from django.db import models
 from container_manager.conf import get_settings
 from container_manager.core.commands import CommandForm
 from container_manager.core.errors import IllegalTransition, InvalidJob
+from container_manager.core.inert import inert_line
 from container_manager.core.logtext import clean_output, parse_output
 from container_manager.core.networks import parse_networks
 from container_manager.core.outcome import ExitReason
@@ -151,7 +152,7 @@ class ContainerJob(models.Model):
         ]
 
     def __str__(self) -> str:
-        return self.name or str(self.id)
+        return inert_line(self.name) or str(self.id)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -194,9 +195,9 @@ class ContainerJob(models.Model):
 
         if self._state.adding:
             lifecycle.create(self, lambda: super(ContainerJob, self).save(*args, **kwargs))
+            self.mark_stored()
         else:
             lifecycle.change(self, kwargs.pop("update_fields", None), super().save)
-        self.mark_stored()
 
     def cancel(self, by: str = "") -> bool:
         """Ask for the end of the job; False when it has ended already.
@@ -275,11 +276,12 @@ class ContainerJob(models.Model):
         """The status as last read from or written to the database; None where it was not read."""
         return self._stored_status
 
-    def mark_stored(self) -> None:
-        """Take the instance as what the database holds; `save` compares with it."""
-        loaded = self.__dict__
-        self._stored_status = loaded.get("status")
-        self._stored_spec = {name: _frozen(loaded[name]) for name in SPEC_FIELDS if name in loaded}
+    def mark_stored(self, names: Collection[str] | None = None) -> None:
+        """Take these attributes, by default all, as what the database holds; `save` compares with it."""
+        loaded = self.__dict__.keys() & (self.__dict__.keys() if names is None else set(names))
+        if "status" in loaded:
+            self._stored_status = self.status
+        self._stored_spec |= {name: _frozen(self.__dict__[name]) for name in SPEC_FIELDS if name in loaded}
 
 
 def _frozen(value: Any) -> Any:
