@@ -21,6 +21,7 @@ from container_manager.core.errors import (
     ExecutorError,
     HostFault,
     HostMismatch,
+    ImageNotFound,
     JobFault,
     LeaseLost,
 )
@@ -186,7 +187,7 @@ class HostAgent:
                 run.note(f"pull: {run.spec.image} is on the host now")
             if self._given_up(run):
                 return
-            run.container_id = self._executor.create(run.spec)
+            run.container_id = self._create(run)
             run.note(f"create: container {run.container_id[:12]} named {run.spec.name}")
         except ExecutorError as error:
             self._fail(run, error)
@@ -206,6 +207,14 @@ class HostAgent:
             self._fail(run, error, exit_code=self._exit_code(run))
             return
         self._runs_now(run, image, self.engine_now())
+
+    def _create(self, run: Run) -> str:
+        try:
+            return self._executor.create(run.spec)
+        except ImageNotFound:
+            run.note("create: the image went away since we looked; fetching it once more")
+            self._executor.pull(run.spec.image, progress=lambda line: run.note(f"pull: {line}"))
+            return self._executor.create(run.spec)
 
     def _given_up(self, run: Run) -> bool:
         if not self._fence.is_valid():
