@@ -6,6 +6,7 @@ agents report, and passes cancels on. Everything else happens in the agents' thr
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -538,13 +539,9 @@ class Worker:
 
     def _refresh_held(self) -> None:
         """A transaction that failed may have left its marks on our instances: read them again."""
-        fields = ["status", "attempt", "lease_token", "started_at"]
-        jobs = {held.job.pk: held.job for held in self._held.values()}
         try:
-            for row in ContainerJob.objects.filter(pk__in=jobs).values("pk", *fields):
-                job = jobs[row.pop("pk")]
-                for name, value in row.items():
-                    setattr(job, name, value)
-                job.mark_stored()
+            for held in list(self._held.values()):
+                with contextlib.suppress(ContainerJob.DoesNotExist):  # told when its container ends
+                    held.job.refresh_from_db(fields=["status", "attempt", "lease_token", "started_at"])
         except (OperationalError, InterfaceError):
             logger.debug("the database is still away")

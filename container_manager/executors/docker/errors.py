@@ -26,10 +26,10 @@ _DISK_FULL = ("no space left on device", "disk quota exceeded")
 class Refused(Exception):
     """The engine answered with an error status; the verb that asked knows what it means."""
 
-    def __init__(self, status: int, message: str) -> None:
-        self.status = status
+    def __init__(self, http_status: int, message: str) -> None:
+        self.http_status = http_status
         self.message = message
-        super().__init__(f"HTTP {status}: {message}")
+        super().__init__(f"HTTP {http_status}: {message}")
 
 
 def message_of(response: requests.Response) -> str:
@@ -45,7 +45,7 @@ def engine_fault(refused: Refused) -> EngineFault:
     """What an error status means where nothing better is known."""
     if any(text in refused.message.lower() for text in _DISK_FULL):
         return EngineFault("the engine's disk is full; free space on the host", detail=refused.message)
-    return EngineFault(f"the engine answered with HTTP {refused.status}", detail=refused.message)
+    return EngineFault(f"the engine answered with HTTP {refused.http_status}", detail=refused.message)
 
 
 @contextmanager

@@ -91,9 +91,9 @@ class DockerExecutor(Executor):
                 "POST", "/containers/create", params={"name": spec.name}, body=translate.create_payload(spec)
             )
         except Refused as refused:
-            if refused.status == 409:
+            if refused.http_status == 409:
                 return self._adopt(spec, refused)
-            if refused.status == 404:
+            if refused.http_status == 404:
                 self._images.forget(spec.image)
             raise self._create_fault(spec, refused) from refused
         container_id = str(answer["Id"])
@@ -119,7 +119,7 @@ class DockerExecutor(Executor):
         try:
             self._connection.call("POST", f"/containers/{container_id}/start")
         except Refused as refused:
-            if refused.status == 404 and "no such container" in refused.message.lower():
+            if refused.http_status == 404 and "no such container" in refused.message.lower():
                 raise ContainerGone(
                     f"the container {container_id[:12]} does not exist", detail=refused.message
                 ) from refused
@@ -189,7 +189,7 @@ class DockerExecutor(Executor):
                 "GET", f"/containers/{container_id}/stats", params={"stream": "false", "one-shot": "true"}
             )
         except Refused as refused:
-            if refused.status in {404, 409}:
+            if refused.http_status in {404, 409}:
                 return None
             raise engine_fault(refused) from refused
         return translate.usage(stats)
@@ -211,9 +211,9 @@ class DockerExecutor(Executor):
                 "DELETE", f"/containers/{container_id}", params={"force": "true", "v": "true"}
             )
         except Refused as refused:
-            if refused.status == 404:
+            if refused.http_status == 404:
                 return False
-            if refused.status == 409:  # its removal is under way already
+            if refused.http_status == 409:  # its removal is under way already
                 return True
             raise engine_fault(refused) from refused
         return True
@@ -241,14 +241,14 @@ class DockerExecutor(Executor):
         try:
             self._connection.call(method, path, **kwargs)
         except Refused as refused:
-            if refused.status not in {304, 404, 409}:
+            if refused.http_status not in {304, 404, 409}:
                 raise engine_fault(refused) from refused
 
     def _inspect(self, container_id: str) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = self._connection.call("GET", f"/containers/{container_id}/json")
         except Refused as refused:
-            if refused.status == 404:
+            if refused.http_status == 404:
                 return None
             raise engine_fault(refused) from refused
         return found
@@ -261,7 +261,7 @@ class DockerExecutor(Executor):
             try:
                 self._connection.call("GET", f"/networks/{network.network_name}")
             except Refused as refused:
-                if refused.status == 404:
+                if refused.http_status == 404:
                     raise NetworkNotFound(
                         f"the network {network.network_name!r} does not exist on the host",
                         detail=refused.message,
@@ -277,7 +277,7 @@ class DockerExecutor(Executor):
             )
         except Refused as refused:
             self.remove(container_id)  # never started, and of no use without its network
-            if refused.status == 404:
+            if refused.http_status == 404:
                 raise NetworkNotFound(
                     f"the network {network!r} does not exist on the host", detail=refused.message
                 ) from refused
@@ -304,9 +304,9 @@ class DockerExecutor(Executor):
         )
 
     def _create_fault(self, spec: ContainerSpec, refused: Refused) -> ExecutorError:
-        if refused.status == 404:
+        if refused.http_status == 404:
             return ImageNotFound(f"the image {spec.image!r} is not on the host", detail=refused.message)
-        if refused.status >= 500:
+        if refused.http_status >= 500:
             return engine_fault(refused)
         return CreateFailed("the engine refused to create the container", detail=refused.message)
 
@@ -314,7 +314,7 @@ class DockerExecutor(Executor):
         """What a failed start means, by the evidence that the container itself keeps."""
         inspected = self._inspect(container_id) or {}
         state = inspected.get("State", {})
-        if refused is not None and refused.status >= 500 and not state.get("Error"):
+        if refused is not None and refused.http_status >= 500 and not state.get("Error"):
             return engine_fault(refused)
         program = inspected.get("Path") or "the program"
         image = inspected.get("Config", {}).get("Image", "its image")
@@ -329,7 +329,7 @@ class DockerExecutor(Executor):
         return StartFailed("the engine could not start the container", detail=message)
 
     def _gone_or_fault(self, container_id: str, refused: Refused) -> ExecutorError:
-        if refused.status in {404, 409}:
+        if refused.http_status in {404, 409}:
             return ContainerGone(f"the container {container_id[:12]} does not exist", detail=refused.message)
         return engine_fault(refused)
 

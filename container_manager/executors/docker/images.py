@@ -79,7 +79,7 @@ class ImageStore:
         try:
             found = self._connection.call("GET", f"/images/{image}/json")
         except Refused as refused:
-            if refused.status == 404:
+            if refused.http_status == 404:
                 return None
             raise engine_fault(refused) from refused
         reference = parse_image(image)
