@@ -121,7 +121,7 @@ def change(job: ContainerJob, update_fields: Collection[str] | None, save: Calla
                 f"A caller may save {', '.join(sorted((*NOTE_FIELDS, 'status')))}."
             )
     with transaction.atomic(using=_alias()):
-        changed = job.changed_spec_fields()
+        changed = [name for name in job.changed_spec_fields() if wanted is None or name in wanted]
         columns = set(NOTE_FIELDS)
         if changed:
             # A claim between our read and this write must win: lock the row, or find it claimed.
@@ -139,6 +139,7 @@ def change(job: ContainerJob, update_fields: Collection[str] | None, save: Calla
         loaded = columns & job.__dict__.keys()
         if loaded:
             save(update_fields=[name.removesuffix("_id") for name in sorted(loaded)])
+            job.mark_stored(loaded)
         if "status" in job.__dict__ and (wanted is None or "status" in wanted):
             _change_status(job)
 
@@ -157,7 +158,7 @@ def request_cancel(job: ContainerJob, *, actor: str = "") -> bool:
         if asked:
             job.cancel_requested_at, job.cancel_requested_by = now, actor
             job.status = QuerySet(ContainerJob).values_list("status", flat=True).get(pk=job.pk)
-            job.mark_stored()
+            job.mark_stored(["status"])
             _event(job, "cancel_requested", source=job.status, actor=actor)
             wake()
             return True
@@ -188,7 +189,9 @@ def _change_status(job: ContainerJob) -> None:
 
 def _cancel_now(job: ContainerJob, sources: Sequence[str], *, actor: str) -> bool:
     now = timezone.now()
-    before = QuerySet(ContainerJob).filter(pk=job.pk).values_list("status", flat=True).first() or ""
+    # Locked, so that the event names the status that the UPDATE found.
+    row: QuerySet[ContainerJob] = QuerySet(ContainerJob).select_for_update().filter(pk=job.pk)
+    before = row.values_list("status", flat=True).first() or ""
     rows = (
         QuerySet(ContainerJob)
         .filter(pk=job.pk, status__in=[str(source) for source in sources])
@@ -206,6 +209,7 @@ def _cancel_now(job: ContainerJob, sources: Sequence[str], *, actor: str) -> boo
     job.status, job.completed_at = Status.CANCELLED.value, now
     job.exit_reason, job.exit_message = ExitReason.CANCELLED.value, "The job was cancelled."
     job.cancel_requested_at, job.cancel_requested_by = now, actor
+    job.mark_stored(["status"])
     event = _event(job, Transition.CANCEL, source=before, actor=actor, reason=ExitReason.CANCELLED)
     _announce(job, event, ("status", "completed_at", "exit_reason", "exit_message", "cancel_requested_at"))
     wake()
@@ -241,7 +245,7 @@ def claim(
         if host.cpus:
             waiting = waiting.filter(cpu_limit__lte=host.cpus)
         if features.has_select_for_update_skip_locked:
-            waiting = waiting.select_for_update(skip_locked=True, of=("self",))
+            waiting = waiting.select_for_update(skip_locked=True)
         elif features.has_select_for_update:
             waiting = waiting.select_for_update()
         jobs = list(
@@ -347,10 +351,12 @@ def finish(
         }
         if started_at is not None:
             result["started_at"] = started_at
+        ours = job.status not in FINAL
         if job.status == Status.LAUNCHING and started_at is not None and target is not Status.CANCELLED:
-            _move(lease, job, Transition.START, Status.RUNNING, {"started_at": started_at}, actor=worker)
+            seen = {"started_at": started_at}
+            ours = _move(lease, job, Transition.START, Status.RUNNING, seen, actor=worker) is not None
         event = None
-        if job.status not in FINAL:
+        if ours:
             transition = _final_transition(Status(job.status), target)
             event = _move(
                 lease,
@@ -377,16 +383,36 @@ def release(
     message: str,
     docker_log: str,
 ) -> bool:
-    """Give a job back that never ran, because of a fault of its host: launching -> pending."""
+    """Give a job back that never ran, because of a fault of its host: launching -> pending.
+
+    One that its owner wants ended does not go back into the queue: launching -> cancelled.
+    """
     with transaction.atomic(using=_alias()):
         EngineLease.fence(lease)
         execution.recorded_at, execution.exit_message = timezone.now(), message
         execution.save(update_fields=["recorded_at", "exit_message"])
-        fields = {"lease_token": None, "docker_log": docker_log}
-        return (
-            _move(lease, job, Transition.RELEASE, Status.PENDING, fields, actor=worker, message=message)
-            is not None
-        )
+        if _cancel_is_wanted(job):
+            moved = _move(
+                lease,
+                job,
+                Transition.CANCEL,
+                Status.CANCELLED,
+                {
+                    "completed_at": execution.recorded_at,
+                    "exit_reason": ExitReason.CANCELLED.value,
+                    "exit_message": "The job was cancelled before it was started.",
+                    "docker_log": docker_log,
+                },
+                actor=worker,
+                reason=ExitReason.CANCELLED,
+                message=message,
+            )
+        else:
+            fields = {"lease_token": None, "docker_log": docker_log}
+            moved = _move(
+                lease, job, Transition.RELEASE, Status.PENDING, fields, actor=worker, message=message
+            )
+        return moved is not None
 
 
 def refuse(
@@ -454,7 +480,9 @@ def store_logs(
         execution.save(update_fields=_LOG_FIELDS)
         columns = _log_columns(logs)
         if columns:
-            QuerySet(ContainerJob).filter(pk=job.pk, lease_token=lease.token).update(**columns)
+            QuerySet(ContainerJob).filter(
+                pk=job.pk, attempt=execution.attempt, lease_token=lease.token
+            ).update(**columns)
 
 
 def wake() -> None:
@@ -497,7 +525,7 @@ def _move(
         raise IllegalTransition(f"status: {transition} does not lead from {source!r} to {target!r}.")
     rows = (
         QuerySet(ContainerJob)
-        .filter(pk=job.pk, status=source, lease_token=lease.token)
+        .filter(pk=job.pk, status=source, attempt=job.attempt, lease_token=lease.token)
         .update(status=target, **fields)
     )
     if not rows:
@@ -509,6 +537,12 @@ def _move(
     event = _event(job, transition, source=source, actor=actor, reason=reason, message=message)
     _announce(job, event, ("status", *fields))
     return event
+
+
+def _cancel_is_wanted(job: ContainerJob) -> bool:
+    """Locked: a wish that comes between this look and the move would get lost in the queue."""
+    row: QuerySet[ContainerJob] = QuerySet(ContainerJob).select_for_update().filter(pk=job.pk)
+    return row.values_list("cancel_requested_at", flat=True).first() is not None
 
 
 def _final_transition(source: Status, target: Status) -> Transition:

@@ -168,10 +168,12 @@ class ContainerJob(models.Model):
         job.mark_stored()
         return job
 
-    def refresh_from_db(self, *args: Any, **kwargs: Any) -> None:
-        """Read the row again, and take it as what is stored."""
-        super().refresh_from_db(*args, **kwargs)
-        self.mark_stored()
+    def refresh_from_db(
+        self, using: str | None = None, fields: Collection[str] | None = None, **further: Any
+    ) -> None:
+        """Read the row again, and take it as what is stored. Deferred columns arrive this way, too."""
+        super().refresh_from_db(using, fields, **further)  # type: ignore[arg-type]
+        self.mark_stored(None if fields is None else {*fields, *(f"{name}_id" for name in fields)})
 
     def clean(self) -> None:
         """Run the admission checks for forms. Raises ValidationError by field."""

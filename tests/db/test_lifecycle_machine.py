@@ -1,0 +1,437 @@
+"""The state machine against a model of it: whatever the order of events, the rows say what the model says.
+
+Two workers with leases, a user who cancels, edits and saves, all interleaved by Hypothesis. A failure
+prints the steps and a blob that repeats them (`@reproduce_failure`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from container_manager import lifecycle
+from container_manager.core.errors import ImageNotFound, IllegalTransition, LeaseLost
+from container_manager.core.outcome import ExitReason, Outcome
+from container_manager.core.states import ACTIVE, FINAL, MOVES, Status, Transition
+from container_manager.lifecycle import Chunk, LogState, Usage
+from container_manager.models import ContainerJob, EngineLease, ExecutionMetadata, ExecutorHost, JobEvent
+from container_manager.models.lease import HeldLease
+from tests.db.factories import FAKE_SETTINGS, make_host, make_job
+
+ENGINE = "fake-one"
+WORKERS = ("worker:a", "worker:b")
+STARTED = datetime(2030, 1, 1, tzinfo=UTC)
+ENDED = STARTED + timedelta(seconds=7)
+OUTCOMES = {
+    Status.COMPLETED: Outcome(
+        status=Status.COMPLETED, reason=ExitReason.SUCCESS, exit_code=0, message="went well"
+    ),
+    Status.FAILED: Outcome(
+        status=Status.FAILED, reason=ExitReason.APPLICATION_ERROR, exit_code=3, message="went wrong"
+    ),
+    Status.TIMEOUT: Outcome(
+        status=Status.TIMEOUT, reason=ExitReason.TIMEOUT, exit_code=137, message="took too long"
+    ),
+    Status.CANCELLED: Outcome(
+        status=Status.CANCELLED, reason=ExitReason.CANCELLED, exit_code=143, message="was cancelled"
+    ),
+}
+#: What a caller may not write, and what it takes for granted once it is there.
+RESULT = ("status", "completed_at", "exit_reason", "exit_message")
+
+HYPOTHESIS = hypothesis_settings(
+    max_examples=40,
+    stateful_step_count=40,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Model:
+    """What one row has to say."""
+
+    number: int
+    priority: int
+    status: Status = Status.PENDING
+    attempt: int = 0
+    token: int | None = None
+    cancel_requested: bool = False
+    history: list[tuple[str, str, str]] = field(default_factory=lambda: [("create", "", "pending")])
+    result: tuple[Any, ...] | None = None
+
+    def move(self, transition: Transition, target: Status) -> None:
+        self.history.append((transition.value, self.status.value, target.value))
+        self.status = target
+
+
+@dataclass(slots=True, kw_only=True)
+class Handle:
+    """What a worker keeps of a job: the instances and the lease it had when it got them."""
+
+    job: ContainerJob
+    execution: ExecutionMetadata
+    lease: HeldLease
+    worker: str
+
+    @property
+    def memory(self) -> Status:
+        return Status(self.job.status)
+
+
+class Jobs(RuleBasedStateMachine):
+    """Rules act on database and model alike; the invariant compares them."""
+
+    @initialize()
+    def begin(self) -> None:
+        EngineLease.objects.all().delete()
+        ContainerJob.objects.all().delete()
+        ExecutorHost.objects.all().delete()
+        self.host = make_host()
+        self.models: dict[Any, Model] = {}
+        self.instances: list[ContainerJob] = []  # of callers, some of them stale
+        self.handles: list[Handle] = []
+        self.leases: dict[str, HeldLease] = {}
+        self.holder: HeldLease | None = None
+        self.numbers = itertools.count()
+
+    # ------------------------------------------------------------------------------------- callers
+
+    @rule(priority=st.integers(-2, 2))
+    def create(self, priority: int) -> None:
+        job = make_job(priority=priority)
+        self.models[job.pk] = Model(number=next(self.numbers), priority=priority)
+        self.instances.append(job)
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data())
+    def read(self, data: st.DataObject) -> None:
+        pk = data.draw(st.sampled_from(list(self.models)))  # by age: ids are random
+        self.instances.append(ContainerJob.objects.get(pk=pk))
+
+    @precondition(lambda self: self.instances)
+    @rule(data=st.data(), name=st.sampled_from(["first", "second"]))
+    def save_notes(self, data: st.DataObject, name: str) -> None:
+        job = data.draw(st.sampled_from(self.instances))
+        job.name = name
+        job.save()
+        assert ContainerJob.objects.get(pk=job.pk).name == name
+
+    @precondition(lambda self: self.instances)
+    @rule(data=st.data(), memory=st.integers(100, 104))
+    def save_limit(self, data: st.DataObject, memory: int) -> None:
+        job = data.draw(st.sampled_from(self.instances))
+        before, model = job.memory_limit, self.models[job.pk]
+        job.memory_limit = memory
+        if memory == before or model.status is Status.PENDING:
+            job.save()
+            return
+        with pytest.raises(IllegalTransition, match="memory_limit"):
+            job.save()
+        job.memory_limit = before
+
+    @precondition(lambda self: self.instances)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        job = data.draw(st.sampled_from(self.instances))
+        model = self.models[job.pk]
+        assert job.cancel(by="somebody") is (model.status not in FINAL)
+        if model.status is Status.PENDING:
+            model.move(Transition.CANCEL, Status.CANCELLED)
+            model.cancel_requested = True
+        elif model.status in ACTIVE and not model.cancel_requested:
+            model.cancel_requested = True
+            model.history.append(("cancel_requested", model.status.value, model.status.value))
+
+    @precondition(lambda self: self.instances)
+    @rule(data=st.data(), wish=st.sampled_from(list(Status)), fields=st.sampled_from([None, ["status"]]))
+    def save_status(self, data: st.DataObject, wish: Status, fields: list[str] | None) -> None:
+        job = data.draw(st.sampled_from(self.instances))
+        model = self.models[job.pk]
+        known = job.status
+        job.status = wish.value
+        if wish in (known, model.status):
+            job.save(update_fields=fields)  # nothing wished, or nothing to do
+        elif wish is Status.CANCELLED and model.status not in FINAL:
+            job.save(update_fields=fields)
+            model.move(Transition.CANCEL, Status.CANCELLED)
+            model.cancel_requested = True
+        else:
+            with pytest.raises(IllegalTransition, match="status"):
+                job.save(update_fields=fields)
+            job.status = known
+
+    # ------------------------------------------------------------------------------------- workers
+
+    @rule(worker=st.sampled_from(WORKERS), seize=st.booleans())
+    def acquire(self, worker: str, seize: bool) -> None:
+        if seize:  # the lease has run out
+            EngineLease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+        lease = EngineLease.acquire(ENGINE, worker, 600.0)
+        assert (lease is not None) is (self.holder is None or seize)
+        if lease is not None:
+            assert self.holder is None or lease.token > self.holder.token
+            self.holder = self.leases[worker] = lease
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(sorted(self.leases.values())))
+        EngineLease.release(lease)
+        if lease == self.holder:
+            self.holder = None
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), limit=st.integers(1, 3))
+    def claim(self, data: st.DataObject, limit: int) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.leases)))
+        lease = self.leases[worker]
+        if lease != self.holder:
+            with pytest.raises(LeaseLost):
+                lifecycle.claim(lease, self.host, limit=limit, worker=worker)
+            return
+        waiting = [item for item in self.models.items() if item[1].status is Status.PENDING]
+        waiting.sort(key=lambda item: (-item[1].priority, item[1].number))
+        pairs = lifecycle.claim(lease, self.host, limit=limit, worker=worker)
+        assert [job.pk for job, _ in pairs] == [pk for pk, _ in waiting[:limit]]
+        for job, execution in pairs:
+            model = self.models[job.pk]
+            model.attempt, model.token = model.attempt + 1, lease.token
+            model.move(Transition.CLAIM, Status.LAUNCHING)
+            self.handles.append(Handle(job=job, execution=execution, lease=lease, worker=worker))
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def adopt(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.leases)))
+        lease = self.leases[worker]
+        if lease != self.holder:
+            with pytest.raises(LeaseLost):
+                lifecycle.adopt(lease, self.host, worker=worker)
+            return
+        orphans = {
+            pk for pk, model in self.models.items() if model.status in ACTIVE and model.token != lease.token
+        }
+        pairs = lifecycle.adopt(lease, self.host, worker=worker)
+        assert {job.pk for job, _ in pairs} == orphans
+        for job, execution in pairs:
+            model = self.models[job.pk]
+            model.token = lease.token
+            model.history.append(("adopt", model.status.value, model.status.value))
+            self.handles.append(Handle(job=job, execution=execution, lease=lease, worker=worker))
+
+    def writes(self, handle: Handle, call: Any) -> bool:
+        """Do it; whether the model says that it was done. A stale lease must be told."""
+        if handle.lease != self.holder:
+            with pytest.raises(LeaseLost):
+                call()
+            return False
+        model = self.models[handle.job.pk]
+        mine = model.token == handle.lease.token and model.attempt == handle.execution.attempt
+        expected = mine and model.status is handle.memory
+        assert call() is expected
+        return expected
+
+    def draw(self, data: st.DataObject, *memories: Status) -> Handle | None:
+        fitting = [handle for handle in self.handles if handle.memory in memories]
+        return data.draw(st.sampled_from(fitting)) if fitting else None
+
+    @precondition(lambda self: self.handles)
+    @rule(data=st.data())
+    def start(self, data: st.DataObject) -> None:
+        handle = self.draw(data, Status.LAUNCHING)
+        if handle is not None and self.writes(
+            handle,
+            lambda: lifecycle.start(
+                handle.lease,
+                handle.job,
+                handle.execution,
+                at=STARTED,
+                worker=handle.worker,
+                container_id="c" * 64,
+                docker_log="started\n",
+            ),
+        ):
+            self.models[handle.job.pk].move(Transition.START, Status.RUNNING)
+
+    @precondition(lambda self: self.handles)
+    @rule(data=st.data(), end=st.sampled_from(list(OUTCOMES)))
+    def finish(self, data: st.DataObject, end: Status) -> None:
+        handle = self.draw(data, Status.LAUNCHING, Status.RUNNING)
+        if handle is None:
+            return
+        launching = handle.memory is Status.LAUNCHING
+        if not self.writes(handle, lambda: self._finish(handle, OUTCOMES[end])):
+            return
+        model = self.models[handle.job.pk]
+        if launching and end is not Status.CANCELLED:
+            model.move(Transition.START, Status.RUNNING)
+        model.move(
+            Transition.CANCEL if end is Status.CANCELLED else Transition.FINISH,
+            end,
+        )
+
+    def _finish(self, handle: Handle, outcome: Outcome) -> bool:
+        sequence = handle.execution.log_chunk_count
+        return lifecycle.finish(
+            handle.lease,
+            handle.job,
+            handle.execution,
+            outcome,
+            started_at=STARTED,
+            finished_at=ENDED,
+            worker=handle.worker,
+            usage=Usage(max_memory_bytes=1024, memory_source="peak", cpu_percent=50.0, samples=2),
+            logs=_state(sequence + 1),
+            chunks=[Chunk(sequence, b"", 0)],
+            docker_log="ended\n",
+        )
+
+    @precondition(lambda self: self.handles)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        handle = self.draw(data, Status.LAUNCHING)
+        if handle is None:
+            return
+        model = self.models[handle.job.pk]
+        if self.writes(
+            handle,
+            lambda: lifecycle.release(
+                handle.lease,
+                handle.job,
+                handle.execution,
+                worker=handle.worker,
+                message="the host is at fault",
+                docker_log="",
+            ),
+        ):
+            if model.cancel_requested:  # what is to end does not go back into the queue
+                model.move(Transition.CANCEL, Status.CANCELLED)
+            else:
+                model.move(Transition.RELEASE, Status.PENDING)
+                model.token = None
+
+    @precondition(lambda self: self.handles)
+    @rule(data=st.data())
+    def reject(self, data: st.DataObject) -> None:
+        handle = self.draw(data, Status.LAUNCHING)
+        if handle is None:
+            return
+        model = self.models[handle.job.pk]
+
+        def refuse() -> bool:
+            lifecycle.refuse(
+                handle.lease,
+                handle.job,
+                handle.execution,
+                ImageNotFound("no such image"),
+                worker=handle.worker,
+            )
+            return handle.memory is Status.FAILED
+
+        if self.writes(handle, refuse):
+            model.move(Transition.REJECT, Status.FAILED)
+
+    @precondition(lambda self: self.handles)
+    @rule(data=st.data())
+    def store_logs(self, data: st.DataObject) -> None:
+        handle = data.draw(st.sampled_from(self.handles))
+        state = _state(handle.execution.log_chunk_count + 1, text=f"attempt {handle.execution.attempt}")
+        chunk = Chunk(handle.execution.log_chunk_count, b"", 0)
+
+        def store() -> None:
+            lifecycle.store_logs(handle.lease, handle.job, handle.execution, [chunk], state)
+
+        if handle.lease != self.holder:
+            with pytest.raises(LeaseLost):
+                store()
+            return
+        store()
+        model = self.models[handle.job.pk]
+        if model.token == handle.lease.token and model.attempt == handle.execution.attempt:
+            assert ContainerJob.objects.get(pk=handle.job.pk).stdout_log == state.stdout_text
+        elif model.attempt != handle.execution.attempt:
+            assert ContainerJob.objects.get(pk=handle.job.pk).stdout_log != state.stdout_text
+
+    # ------------------------------------------------------------------------------------- the rows
+
+    @invariant()
+    def rows_say_what_the_model_says(self) -> None:
+        rows = {job.pk: job for job in ContainerJob.objects.all()}
+        assert rows.keys() == self.models.keys()
+        history: dict[Any, list[tuple[str, str, str]]] = {pk: [] for pk in rows}
+        for event in JobEvent.objects.all():
+            history[event.job_id].append((event.transition, event.from_status, event.to_status))
+        for pk, model in self.models.items():
+            job = rows[pk]
+            assert job.status == model.status
+            assert (job.attempt, job.lease_token) == (model.attempt, model.token)
+            assert history[pk] == model.history
+            assert history[pk][-1][2] == job.status
+            _check_moves(history[pk])
+            _check_times(job, model)
+            if model.status in FINAL:
+                result = tuple(getattr(job, name) for name in RESULT)
+                model.result = model.result or result
+                assert result == model.result
+        attempts = ExecutionMetadata.objects.values_list("job_id", "attempt").order_by("job_id", "attempt")
+        wanted = [(pk, n + 1) for pk in sorted(rows) for n in range(rows[pk].attempt)]
+        assert sorted(attempts) == wanted
+
+
+def _check_moves(history: list[tuple[str, str, str]]) -> None:
+    for (_, _, was), (transition, source, target) in itertools.pairwise(history):
+        assert source == was, "an event leaves from where the one before arrived"
+        if transition in ("cancel_requested", "adopt"):
+            assert source == target
+        else:
+            move = MOVES[Transition(transition)]
+            assert source in move.sources
+            assert target in move.targets
+
+
+def _check_times(job: ContainerJob, model: Model) -> None:
+    assert (job.launched_at is not None) is (model.attempt > 0)
+    assert (job.completed_at is not None) is (model.status in FINAL)
+    assert (job.exit_reason != "") is (model.status in FINAL)
+    assert (job.cancel_requested_at is not None) is model.cancel_requested
+    if model.status is Status.RUNNING:
+        assert job.started_at == STARTED
+    if model.status is Status.COMPLETED:
+        assert (job.started_at, job.completed_at, job.exit_code) == (STARTED, ENDED, 0)
+        assert (job.max_memory_usage, job.cpu_usage_percent) == (1024, 50.0)
+
+
+def _state(chunk_count: int, text: str | None = None) -> LogState:
+    return LogState(
+        chunk_count=chunk_count,
+        cursor=None,
+        stdout_bytes=0,
+        stderr_bytes=0,
+        complete=False,
+        truncated=False,
+        stdout_text=text,
+    )
+
+
+@pytest.mark.django_db(transaction=True)
+def test_rows_follow_the_model(settings: Any) -> None:
+    settings.CONTAINER_MANAGER_SETTINGS = FAKE_SETTINGS
+    run_state_machine_as_test(Jobs, settings=HYPOTHESIS)
