@@ -55,7 +55,7 @@ logger = logging.getLogger("container_manager.worker")
 FOLLOW_AFTER_SECONDS = 0.3
 #: After SIGKILL, how long until we look again and, if need be, kill again.
 KILL_CHECK_SECONDS = 1.0
-#: How long a log stream may stay open after its container has ended.
+#: How long a log stream may stay open and silent after its container has ended.
 FOLLOWER_PATIENCE_SECONDS = 10.0
 RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 HARVEST_THREADS = 6
@@ -336,7 +336,7 @@ class HostAgent:
             if run.phase is not Phase.RUNNING:
                 return  # not known to run yet: `_runs_now` comes back here; or another thread is at it
         if run.follower_alive and run.follower is not threading.current_thread():
-            if time.monotonic() - run.ended_since < FOLLOWER_PATIENCE_SECONDS:
+            if time.monotonic() - max(run.ended_since, run.logs.read_at) < FOLLOWER_PATIENCE_SECONDS:
                 return  # the follower reads to the end and comes here itself
             run.note("logs: the engine did not end the log stream; read again from the cursor")
         observation = self._executor.inspect(run.name)

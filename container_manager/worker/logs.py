@@ -41,6 +41,7 @@ class LogBuffer:
         self._stderr = BoundedLog(column_bytes, "stderr")
         self._columns_sent_at = 0.0
         self._position = _Position()
+        self.read_at = 0.0  # monotonic; when the newest frame came
         self.truncated = False
         self.complete = False
 
@@ -60,6 +61,7 @@ class LogBuffer:
                 self.truncated = True
                 return False
             first = not self._frames
+            self.read_at = time.monotonic()
             self._frames.append(frame)
             self._buffered += len(frame.payload)
             self._shown(frame)

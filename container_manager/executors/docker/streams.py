@@ -1,74 +1,88 @@
-"""Bytes that arrive over time: raw streams that any thread may close, and the frames of a log."""
+"""Bytes that arrive over time: raw streams that any thread may end, and the frames of a log."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
+import re
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 import requests
 
-from container_manager.core.observation import LogFrame
+from container_manager.core.errors import EngineFault, HostFault, HostUnreachable
+from container_manager.core.observation import STDERR, STDOUT, LogFrame
 from container_manager.executors.docker.errors import translated
 
 _BLOCK = 64 * 1024
 _HEADER = 8
-_KEEPALIVE_IDLE_SECONDS = 30
-_DEAD_PEER_MS = 60_000
 _NANO = 1_000_000_000
 #: How the engine cuts lines: into pieces of this size, and a rest.
 PIECE_BYTES = 16 * 1024
+_TIMESTAMP = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z ")
 
 
 class ByteStream:
-    """The body of one answer, block by block as it comes."""
+    """The body of one answer, block by block as it comes. One thread reads and closes it, any may cut it."""
 
     def __init__(
-        self, response: requests.Response, address: str, forget: Callable[[ByteStream], None]
+        self,
+        response: requests.Response,
+        address: str,
+        forget: Callable[[ByteStream], None],
+        *,
+        endless: bool = False,
     ) -> None:
+        """`endless`: silence of any length is fine from here on."""
+        self.is_cut = False
+        self.over = False
         self._response = response
         self._address = address
         self._forget = forget
-        self._closed = False
-        # A second descriptor of the same connection: `shutdown` on it wakes a reader in another thread.
-        self._socket = socket.socket(fileno=os.dup(response.raw.fileno()))
-        _notice_dead_peers(self._socket)
+        connection = getattr(response.raw, "connection", None)  # None once all of a short answer is here
+        self._socket: socket.socket | None = getattr(connection, "sock", None)
+        if endless and self._socket is not None:
+            self._socket.settimeout(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def __iter__(self) -> Iterator[bytes]:
-        """Blocks until the engine ends the stream or somebody closes it. Raises HostFault if it breaks."""
-        try:
-            while not self._closed:
-                try:
-                    with translated(self._address):
-                        block = self._response.raw.read1(_BLOCK)
-                except Exception:
-                    if self._closed:
-                        return
+        """Blocks until the engine ends the stream. Raises HostFault if it breaks or is cut."""
+        blocks = self._response.iter_content(_BLOCK)
+        while True:
+            try:
+                with translated(self._address):
+                    block = next(blocks, b"")
+            except HostFault:
+                if not self.is_cut:
                     raise
-                if not block:
-                    return
-                yield block
-        finally:
-            self.close()
+                block = b""
+            if self.is_cut:
+                raise HostUnreachable(f"the stream from {self._address} was ended on this side")
+            if not block:
+                self.over = True
+                return
+            yield block
 
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called, or the end was reached."""
-        return self._closed
+    def cut(self) -> None:
+        """End the stream from any thread: whoever reads it is woken."""
+        self.is_cut = True
+        if self._socket is not None and not self.over:
+            with contextlib.suppress(OSError):  # the engine may have closed it first
+                # Not the TLS socket's own method, which takes the TLS state away from under the reader.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """End the stream, from any thread."""
-        if self._closed:
-            return
-        self._closed = True
-        with contextlib.suppress(OSError):  # the engine may have closed it first
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        self._response.close()
+        """Let go of the connection; it is used again only where the answer was read to its end."""
+        if not self.over:
+            self.over = True
+            self._response.close()
         self._forget(self)
 
 
@@ -86,19 +100,26 @@ def raw_frames(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
             yield buffer[position], buffer[start:stop]
             position = stop
         buffer = buffer[position:]
+    if buffer:
+        raise EngineFault("the log broke off in the middle of a frame")
 
 
 def log_frames(blocks: Iterable[bytes]) -> Iterator[LogFrame]:
-    """The frames of a log that was asked for with timestamps, these taken off."""
+    """The frames of a log that was asked for with timestamps, these taken off.
+
+    Raises EngineFault for what the engine itself has to say in between: it could not read its log.
+    """
     known_text, known_ns = b"", 0
     for stream, content in raw_frames(blocks):
-        space = content.index(b" ")
-        text = content[:19]
+        stamp = _TIMESTAMP.match(content)
+        if stamp is None or stream not in (STDOUT, STDERR):
+            words = content[:500].decode(errors="replace").strip()
+            raise EngineFault("the engine could not read the container's log", detail=words)
+        text = stamp[1]
         if text != known_text:
             known_text, known_ns = text, _seconds(text) * _NANO
-        fraction = content[20 : space - 1]  # between the dot and the Z
-        nanos = int(fraction.ljust(9, b"0")) if fraction else 0
-        yield LogFrame(stream, known_ns + nanos, content[space + 1 :])
+        fraction = stamp[2] or b""
+        yield LogFrame(stream, known_ns + int(fraction.ljust(9, b"0")), content[stamp.end() :])
 
 
 def whole_lines(frames: Iterable[LogFrame]) -> Iterator[LogFrame]:
@@ -121,38 +142,27 @@ def whole_lines(frames: Iterable[LogFrame]) -> Iterator[LogFrame]:
 
 
 def json_lines(blocks: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Objects of a stream that holds one JSON document after another."""
-    decoder = json.JSONDecoder()
-    buffer = ""
-    pending = b""
+    """The objects of a stream that holds one JSON document per line."""
+    buffer = b""
     for block in blocks:
-        pending += block
-        try:
-            buffer += pending.decode()
-        except UnicodeDecodeError:
-            continue  # a character is cut between blocks
-        pending = b""
-        while buffer := buffer.lstrip():
-            try:
-                document, end = decoder.raw_decode(buffer)
-            except ValueError:
-                break
-            yield document
-            buffer = buffer[end:]
+        *lines, buffer = (buffer + block).split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield _document(line)
+    if buffer.strip():
+        yield _document(buffer)
+
+
+def _document(line: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(line)
+    except ValueError as error:
+        raise EngineFault("the engine's answer broke off or is no JSON", detail=repr(line[:200])) from error
+    if not isinstance(document, dict):
+        raise EngineFault("the engine's answer is no JSON object", detail=repr(line[:200]))
+    return document
 
 
 def _seconds(text: bytes) -> int:
-    return int(datetime.strptime(text.decode(), "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC).timestamp())
-
-
-def _notice_dead_peers(sock: socket.socket) -> None:
-    """A TCP stream that is silent by nature must still find out that the other side is gone."""
-    if sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if hasattr(socket, "TCP_KEEPIDLE"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_SECONDS)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_PEER_MS)
+    moment = datetime.fromisoformat(text.decode()).replace(tzinfo=UTC)
+    return int(moment.timestamp())
