@@ -1,4 +1,4 @@
-"""The connection to one engine: addresses, TLS, API version, one client for calls and one for streams."""
+"""The connection to one engine: API version, one client for calls and one for streams."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import docker
 import requests
-from docker.tls import TLSConfig
 
-from container_manager.core.errors import ConfigurationError
+from container_manager.core.errors import EngineFault, HostFault
 from container_manager.executors.base import HostConfig
+from container_manager.executors.docker import transport
 from container_manager.executors.docker.errors import Refused, engine_fault, message_of, translated
 from container_manager.executors.docker.streams import ByteStream
 
@@ -20,18 +20,22 @@ from container_manager.executors.docker.streams import ByteStream
 OLDEST_API = (1, 41)
 NEWEST_API = (1, 51)
 CONNECT_SECONDS = 10.0
+_NOT_MODIFIED = 304
 
 
 class Connection:
-    """Makes requests to one engine. Safe for many threads; nothing is sent before the first call."""
+    """Makes requests to one engine. Safe for many threads; nothing is sent before the first call.
+
+    Raises ConfigurationError for an address or TLS files that cannot work.
+    """
 
     def __init__(self, config: HostConfig) -> None:
         self.address = config.connection_string
         self._config = config
         self._lock = threading.Lock()
         self._version = ""
-        self._calls: docker.APIClient | None = None
-        self._long: docker.APIClient | None = None
+        self._calls = transport.make_client(config, version=_text(OLDEST_API))
+        self._long = transport.make_client(config, version=_text(OLDEST_API))
         self._streams: set[ByteStream] = set()
         self._closed = False
 
@@ -41,22 +45,21 @@ class Connection:
         return self._version
 
     def negotiate(self) -> dict[str, Any]:
-        """Ask the engine for its versions and settle on one. Raises HostFault, ConfigurationError."""
-        with translated(self.address):
-            client = self._client()
-            response = client.get(
-                f"{client.base_url}/version", timeout=(CONNECT_SECONDS, self._config.timeout_seconds)
-            )
-        if response.status_code >= 400:
-            raise engine_fault(Refused(response.status_code, message_of(response)))
-        facts: dict[str, Any] = response.json()
-        theirs = _parsed(facts.get("ApiVersion", ""))
-        least = _parsed(facts.get("MinAPIVersion", "")) or OLDEST_API
+        """Ask the engine for its versions and settle on one. Raises HostFault."""
+        url = f"{self._calls.base_url}/version"
+        try:
+            response = self._send(self._calls, "GET", url, timeout=self._config.timeout_seconds)
+        except Refused as refused:
+            raise engine_fault(refused) from refused
+        facts: dict[str, Any] = self._decoded(response)
+        theirs = _parsed(facts.get("ApiVersion"))
+        least = _parsed(facts.get("MinAPIVersion"))
         chosen = min(theirs, NEWEST_API)
         if chosen < OLDEST_API or chosen < least:
-            raise ConfigurationError(
+            remedy = "upgrade this package" if chosen < least else "use Docker Engine 20.10 or newer"
+            raise HostFault(
                 f"the engine at {self.address} speaks API {_text(least)} to {_text(theirs)}, this package "
-                f"{_text(OLDEST_API)} to {_text(NEWEST_API)}; use Docker Engine 20.10 or newer."
+                f"{_text(OLDEST_API)} to {_text(NEWEST_API)}; {remedy}."
             )
         self._version = _text(chosen)
         return facts
@@ -74,15 +77,10 @@ class Connection:
 
         Raises Refused for an error status, HostFault for anything on the way.
         """
-        response = self._request(method, path, params=params, body=body, timeout=timeout)
-        if response.status_code >= 400:
-            raise Refused(response.status_code, message_of(response))
-        if not response.content:
-            return None
-        try:
-            return json.loads(response.content)
-        except ValueError:
-            return None  # "OK" and the like
+        url = self._url(self._calls, path)
+        wait = timeout or self._config.timeout_seconds
+        response = self._send(self._calls, method, url, params=params, body=body, timeout=wait)
+        return self._decoded(response) if response.content else None
 
     def stream(
         self,
@@ -93,40 +91,37 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         idle_timeout: float | None = None,
     ) -> ByteStream:
-        """A request whose answer is read as it comes. `idle_timeout`: longest silence, None for any."""
-        self._settle()
-        with translated(self.address):
-            client = self._client(long=True)
-            response = client.request(
-                method,
-                f"{client.base_url}/v{self._version}{path}",
-                params=dict(params or {}),
-                headers=dict(headers or {}),
-                stream=True,
-                timeout=(CONNECT_SECONDS, idle_timeout),
-            )
-        if response.status_code >= 400:
-            with translated(self.address):
-                message = message_of(response)
-            raise Refused(response.status_code, message)
-        stream = ByteStream(response, self.address, self._forget)
+        """A request whose answer is read as it comes. `idle_timeout`: longest silence, None for any.
+
+        The start of the answer is waited for no longer than a call's. Raises as `call` does.
+        """
+        response = self._send(
+            self._long,
+            method,
+            self._url(self._long, path),
+            params=params,
+            headers=headers,
+            timeout=idle_timeout or self._config.timeout_seconds,
+            stream=True,
+        )
+        stream = ByteStream(response, self.address, self._forget, endless=idle_timeout is None)
         with self._lock:
             closed = self._closed
             self._streams.add(stream)
         if closed:
-            stream.close()
+            stream.cut()
         return stream
 
     def docker_client(self) -> docker.DockerClient:
-        """docker-py's own client for the same engine, for users."""
-        self._settle()
-        with translated(self.address):
-            client = docker.DockerClient(
-                base_url=self._base_url(),
-                version=self._version,
-                timeout=int(self._config.timeout_seconds),
-                tls=self._tls() or False,
-            )
+        """docker-py's own client for the same engine, for users. Raises HostFault, ConfigurationError."""
+        if not self._version:
+            self.negotiate()
+        client = docker.DockerClient(
+            base_url=transport.base_url(self._config),
+            version=self._version,
+            timeout=transport.timeout(self._config),
+            tls=transport.tls_config(self._config) or False,
+        )
         client.api.trust_env = False
         return client
 
@@ -134,81 +129,62 @@ class Connection:
         """End every open stream, and free the connections."""
         with self._lock:
             self._closed = True
-            streams, self._streams = list(self._streams), set()
-            clients = [client for client in (self._calls, self._long) if client is not None]
+            streams = list(self._streams)
         for stream in streams:
-            stream.close()
-        for client in clients:
-            client.close()
+            stream.cut()
+        self._calls.close()
+        self._long.close()
 
-    def _request(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, Any] | None,
-        body: object,
-        timeout: float | None,
-    ) -> requests.Response:
-        self._settle()
-        with translated(self.address):
-            client = self._client()
-            return client.request(
-                method,
-                f"{client.base_url}/v{self._version}{path}",
-                params=dict(params or {}),
-                json=body,
-                timeout=(CONNECT_SECONDS, timeout or self._config.timeout_seconds),
-            )
-
-    def _settle(self) -> None:
+    def _url(self, client: docker.APIClient, path: str) -> str:
         if not self._version:
             self.negotiate()
+        return f"{client.base_url}/v{self._version}{path}"
 
-    def _client(self, *, long: bool = False) -> docker.APIClient:
-        with self._lock:
-            if self._calls is None or self._long is None:
-                self._calls, self._long = self._make(), self._make()
-            return self._long if long else self._calls
+    def _send(
+        self,
+        client: docker.APIClient,
+        method: str,
+        url: str,
+        *,
+        timeout: float,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: object = None,
+        stream: bool = False,
+    ) -> requests.Response:
+        with translated(self.address):
+            response = client.request(
+                method,
+                url,
+                params=params,
+                headers=headers,
+                json=body,
+                timeout=(min(CONNECT_SECONDS, timeout), timeout),
+                stream=stream,
+                allow_redirects=False,
+            )
+            if response.ok and (response.status_code < 300 or response.status_code == _NOT_MODIFIED):
+                return response
+            raise Refused(response.status_code, message_of(response))
 
-    def _make(self) -> docker.APIClient:
-        client = docker.APIClient(
-            base_url=self._base_url(),
-            version=_text(OLDEST_API),  # ours is in each path; this keeps docker-py from asking
-            timeout=int(self._config.timeout_seconds),
-            tls=self._tls() or False,
-            max_pool_size=self._config.max_parallel_calls,
-        )
-        client.trust_env = False  # neither proxies nor another CA from the worker's environment
-        if self.address.startswith("tcp://") and not self._config.tls_enabled:
-            adapter = requests.adapters.HTTPAdapter(pool_maxsize=self._config.max_parallel_calls)
-            client.mount("http://", adapter)
-        return client
-
-    def _base_url(self) -> str:
-        scheme, separator, rest = self.address.partition("://")
-        if not separator or scheme not in {"unix", "tcp"}:
-            raise ConfigurationError(f"connection_string: {self.address!r} is neither unix:// nor tcp://.")
-        if scheme == "unix":
-            return self.address
-        return f"{'https' if self._config.tls_enabled else 'http'}://{rest}"
-
-    def _tls(self) -> TLSConfig | None:
-        config = self._config
-        if not config.tls_enabled:
-            return None
-        pair = None
-        if config.tls_client_cert or config.tls_client_key:
-            pair = (config.tls_client_cert, config.tls_client_key)
-        return TLSConfig(client_cert=pair, ca_cert=config.tls_ca_cert or None, verify=config.tls_verify)
+    def _decoded(self, response: requests.Response) -> Any:
+        try:
+            decoded = json.loads(response.content)
+        except ValueError:
+            decoded = None
+        if not isinstance(decoded, dict | list):
+            raise EngineFault(
+                f"what answers at {self.address} is no Docker Engine", detail=response.text[:200].strip()
+            )
+        return decoded
 
     def _forget(self, stream: ByteStream) -> None:
         with self._lock:
             self._streams.discard(stream)
 
 
-def _parsed(version: str) -> tuple[int, int]:
-    major, _, minor = version.partition(".")
+def _parsed(version: object) -> tuple[int, int]:
+    major, _, minor = str(version or "").partition(".")
     return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
 
 

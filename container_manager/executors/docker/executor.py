@@ -7,20 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import quote
 
 from container_manager.core.errors import (
-    BadUser,
-    CommandNotExecutable,
-    CommandNotFound,
-    ContainerGone,
-    CreateFailed,
     EngineFault,
-    ExecutorError,
+    HostFault,
+    HostUnreachable,
     ImageNotFound,
     JobFault,
     NameTaken,
-    NetworkNotFound,
-    StartFailed,
 )
 from container_manager.core.observation import (
     ContainerState,
@@ -38,22 +33,25 @@ from container_manager.core.spec import LABEL_INSTALLATION, ContainerSpec
 from container_manager.executors.base import Capabilities, Executor, HostConfig
 from container_manager.executors.docker import translate
 from container_manager.executors.docker.client import Connection
-from container_manager.executors.docker.errors import Refused, engine_fault
+from container_manager.executors.docker.errors import Refused, create_fault, engine_fault, gone, start_fault
 from container_manager.executors.docker.images import ImageStore
+from container_manager.executors.docker.networks import Networks
 from container_manager.executors.docker.streams import ByteStream, json_lines, log_frames, whole_lines
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
+#: How often a watch looks whether it is to stop: a `threading.Event` cannot be waited for with a socket.
 STOP_CHECK_SECONDS = 0.5
 #: How long a create by somebody else under the same name may take until its container shows.
 NAME_RESERVED_SECONDS = 5.0
-_BUILT_IN_NETWORKS = {"bridge", "none"}
-_START_FAULTS: dict[int, type[JobFault]] = {126: CommandNotExecutable, 127: CommandNotFound}
+#: For how long after its creation a container is started without a look whether somebody else did.
+UNTOUCHED_SECONDS = 5.0
+_ALIVE = {ContainerState.RUNNING, ContainerState.PAUSED}
 
 
 class DockerExecutor(Executor):
-    """One Docker Engine, by unix socket or TCP."""
+    """One Docker Engine, by unix socket or TCP. Raises ConfigurationError for an address that cannot work."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
         isolation=True, networks=True, images=True, cpu_limit=True
@@ -63,11 +61,12 @@ class DockerExecutor(Executor):
         super().__init__(config)
         self._connection = Connection(config)
         self._images = ImageStore(self._connection, config.options, may_pull=config.auto_pull_images)
-        self._fresh: set[str] = set()  # made by this object and not yet started: no look before the start
+        self._networks = Networks(self._connection)
+        self._made: dict[str, float] = {}  # ids of containers that this object made, and when
         self._lock = threading.Lock()
 
     def docker_client(self) -> DockerClient:
-        """docker-py's client for the same engine."""
+        """docker-py's client for the same engine; whoever asks for it closes it."""
         return self._connection.docker_client()
 
     def health(self) -> HostFacts:
@@ -75,64 +74,55 @@ class DockerExecutor(Executor):
         began = time.monotonic()
         self._connection.negotiate()
         info = self._call("GET", "/info")
-        return translate.host_facts(
+        facts = translate.host_facts(
             info, api_version=self._connection.version, response_seconds=time.monotonic() - began
         )
+        if not facts.engine_id:
+            raise EngineFault(f"the engine at {self._connection.address} does not tell its id")
+        return facts
 
     def pull(self, image: str, *, progress: Callable[[str], None] | None = None) -> ImageFacts:
-        """See `Executor.pull`."""
+        """`GET /images/{name}/json`, and `POST /images/create` where that finds none."""
         return self._images.ensure(image, progress)
 
     def create(self, spec: ContainerSpec) -> str:
-        """`POST /containers/create`, and one call for each further network."""
-        self._require_networks(spec)
+        """`POST /containers/create`; named networks are looked up before and joined after."""
+        self._networks.require(spec.networks)
         try:
-            answer = self._connection.call(
-                "POST", "/containers/create", params={"name": spec.name}, body=translate.create_payload(spec)
-            )
-        except Refused as refused:
-            if refused.http_status == 409:
-                return self._adopt(spec, refused)
-            if refused.http_status == 404:
-                self._images.forget(spec.image)
-            raise self._create_fault(spec, refused) from refused
-        container_id = str(answer["Id"])
-        for network in spec.networks[1:]:
-            self._connect(container_id, network.network_name, translate.endpoint(network))
-        with self._lock:
-            self._fresh.add(container_id)
-        return container_id
+            return self._create(spec)
+        except ImageNotFound:
+            if not self._images.forget(spec.image):
+                raise
+        self._images.ensure(spec.image)  # removed since we saw it
+        return self._create(spec)
 
     def start(self, container_id: str) -> None:
         """`POST /containers/{id}/start`, only for what never ran: the engine would run it a second time."""
-        with self._lock:
-            fresh = container_id in self._fresh
-            self._fresh.discard(container_id)
-        if not fresh:
-            seen = self.inspect(container_id)
-            if seen.state is ContainerState.NOT_FOUND:
-                raise ContainerGone(f"the container {container_id[:12]} does not exist")
+        if not self._is_untouched(container_id):
+            inspected = self._inspect(container_id)
+            if inspected is None:
+                raise gone(container_id)
+            seen = translate.observation(inspected)
             if seen.ever_started:
                 return
             if seen.error:
-                raise self._start_fault(container_id, seen.error)
+                raise start_fault(inspected, seen.error)
         try:
-            self._connection.call("POST", f"/containers/{container_id}/start")
+            self._connection.call("POST", _path(container_id, "start"))
         except Refused as refused:
-            if refused.http_status == 404 and "no such container" in refused.message.lower():
-                raise ContainerGone(
-                    f"the container {container_id[:12]} does not exist", detail=refused.message
-                ) from refused
-            raise self._start_fault(container_id, refused.message, refused) from refused
+            inspected = self._inspect(container_id)
+            if inspected is None:
+                raise gone(container_id, refused.message) from refused
+            if refused.http_status >= 500 and not inspected["State"].get("Error"):
+                raise engine_fault(refused) from refused
+            raise start_fault(inspected, refused.message) from refused
 
     def inspect(self, container_id: str) -> Observation:
         """`GET /containers/{id}/json`."""
         inspected = self._inspect(container_id)
-        return (
-            Observation(state=ContainerState.NOT_FOUND)
-            if inspected is None
-            else translate.observation(inspected)
-        )
+        if inspected is None:
+            return Observation(state=ContainerState.NOT_FOUND)
+        return translate.observation(inspected)
 
     def list_owned(self, installation: str) -> list[OwnedContainer]:
         """`GET /containers/json` by label."""
@@ -147,14 +137,24 @@ class DockerExecutor(Executor):
             "label": [f"{LABEL_INSTALLATION}={installation}"],
             "event": translate.EVENT_NAMES,
         }
-        stream = self._stream("GET", "/events", params={"filters": json.dumps(filters)})
-        closer = threading.Thread(target=_close_on, args=(stop, stream), name="watch-closer", daemon=True)
+        try:
+            stream = self._connection.stream("GET", "/events", params={"filters": json.dumps(filters)})
+        except Refused as refused:
+            raise engine_fault(refused) from refused
+        closer = threading.Thread(target=_cut_on, args=(stop, stream), name="watch-closer", daemon=True)
         closer.start()
-        yield EngineEvent(action=EventAction.CONNECTED)
-        for raw in json_lines(stream):
-            event = translate.event(raw)
-            if event is not None:
-                yield event
+        with stream:
+            try:
+                yield EngineEvent(action=EventAction.CONNECTED)
+                for raw in json_lines(stream):
+                    event = translate.event(raw)
+                    if event is not None:
+                        yield event
+            except HostFault:
+                if stream.is_cut:
+                    return
+                raise
+        raise HostUnreachable(f"the engine at {self._connection.address} ended its events; is it stopping?")
 
     def logs(
         self, container_id: str, *, since: LogCursor | None = None, follow: bool = False
@@ -162,31 +162,36 @@ class DockerExecutor(Executor):
         """`GET /containers/{id}/logs`, its frames read here: docker-py would drop the stream id."""
         params = {"stdout": "true", "stderr": "true", "timestamps": "true", "follow": str(follow).lower()}
         skip = 0
-        if since is not None and since.timestamp_ns > 0:
-            params["since"] = f"{since.timestamp_ns // 10**9}.{since.timestamp_ns % 10**9:09d}"
         if since is not None:
             skip = since.frames
+            if since.timestamp_ns > 0:
+                params["since"] = f"{since.timestamp_ns // 10**9}.{since.timestamp_ns % 10**9:09d}"
         try:
             stream = self._connection.stream(
                 "GET",
-                f"/containers/{container_id}/logs",
+                _path(container_id, "logs"),
                 params=params,
                 idle_timeout=None if follow else self.config.timeout_seconds,
             )
         except Refused as refused:
-            raise self._gone_or_fault(container_id, refused) from refused
-        try:
-            for number, frame in enumerate(whole_lines(log_frames(stream))):
-                if number >= skip:
-                    yield frame
-        finally:
-            stream.close()
+            if refused.http_status in {404, 409}:  # 409: its removal is under way
+                raise gone(container_id, refused.message) from refused
+            raise engine_fault(refused) from refused
+        with stream:
+            try:
+                for number, frame in enumerate(whole_lines(log_frames(stream))):
+                    if number >= skip:
+                        yield frame
+            except HostFault:
+                # A reader who follows knows that there is more; another one must not take this for the end.
+                if not (follow and stream.is_cut):
+                    raise
 
     def usage(self, container_id: str) -> UsageSample | None:
         """`GET /containers/{id}/stats`, one sample without the engine's second look."""
         try:
             stats = self._connection.call(
-                "GET", f"/containers/{container_id}/stats", params={"stream": "false", "one-shot": "true"}
+                "GET", _path(container_id, "stats"), params={"stream": "false", "one-shot": "true"}
             )
         except Refused as refused:
             if refused.http_status in {404, 409}:
@@ -196,26 +201,22 @@ class DockerExecutor(Executor):
 
     def stop(self, container_id: str, *, force: bool = False) -> None:
         """`POST /containers/{id}/kill`; a paused container is resumed first."""
-        inspected = self._inspect(container_id)
-        if inspected is None or not inspected["State"].get("Running"):
-            return
-        if inspected["State"].get("Paused"):
-            self._quietly("POST", f"/containers/{container_id}/unpause")
-        signal = "SIGKILL" if force else "SIGTERM"
-        self._quietly("POST", f"/containers/{container_id}/kill", params={"signal": signal})
+        seen = self.inspect(container_id)
+        if seen.state is ContainerState.PAUSED:
+            self._signal(container_id, "unpause", unless={ContainerState.PAUSED})
+        if seen.state in _ALIVE:
+            signal = "SIGKILL" if force else "SIGTERM"
+            self._signal(container_id, "kill", unless=_ALIVE, signal=signal)
 
     def remove(self, container_id: str) -> bool:
         """`DELETE /containers/{id}`, by force and with anonymous volumes."""
         try:
-            self._connection.call(
-                "DELETE", f"/containers/{container_id}", params={"force": "true", "v": "true"}
-            )
+            self._connection.call("DELETE", _path(container_id), params={"force": "true", "v": "true"})
         except Refused as refused:
             if refused.http_status == 404:
                 return False
-            if refused.http_status == 409:  # its removal is under way already
-                return True
-            raise engine_fault(refused) from refused
+            if refused.http_status != 409:  # 409: its removal is under way already
+                raise engine_fault(refused) from refused
         return True
 
     def close(self) -> None:
@@ -224,68 +225,26 @@ class DockerExecutor(Executor):
 
     # ------------------------------------------------------------------------------------- insides
 
-    def _call(self, method: str, path: str, **kwargs: Any) -> Any:
+    def _create(self, spec: ContainerSpec) -> str:
+        payload = translate.create_payload(spec)
         try:
-            return self._connection.call(method, path, **kwargs)
-        except Refused as refused:
-            raise engine_fault(refused) from refused
-
-    def _stream(self, method: str, path: str, **kwargs: Any) -> ByteStream:
-        try:
-            return self._connection.stream(method, path, **kwargs)
-        except Refused as refused:
-            raise engine_fault(refused) from refused
-
-    def _quietly(self, method: str, path: str, **kwargs: Any) -> None:
-        """A call whose refusal means that there is nothing left to do."""
-        try:
-            self._connection.call(method, path, **kwargs)
-        except Refused as refused:
-            if refused.http_status not in {304, 404, 409}:
-                raise engine_fault(refused) from refused
-
-    def _inspect(self, container_id: str) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = self._connection.call("GET", f"/containers/{container_id}/json")
-        except Refused as refused:
-            if refused.http_status == 404:
-                return None
-            raise engine_fault(refused) from refused
-        return found
-
-    def _require_networks(self, spec: ContainerSpec) -> None:
-        """A network that does not exist would show at the start only, after a container was made."""
-        for network in spec.networks:
-            if network.network_name in _BUILT_IN_NETWORKS:
-                continue
-            try:
-                self._connection.call("GET", f"/networks/{network.network_name}")
-            except Refused as refused:
-                if refused.http_status == 404:
-                    raise NetworkNotFound(
-                        f"the network {network.network_name!r} does not exist on the host",
-                        detail=refused.message,
-                    ) from refused
-                raise engine_fault(refused) from refused
-
-    def _connect(self, container_id: str, network: str, endpoint: dict[str, Any]) -> None:
-        try:
-            self._connection.call(
-                "POST",
-                f"/networks/{network}/connect",
-                body={"Container": container_id, "EndpointConfig": endpoint},
+            answer = self._connection.call(
+                "POST", "/containers/create", params={"name": spec.name}, body=payload
             )
         except Refused as refused:
-            self.remove(container_id)  # never started, and of no use without its network
-            if refused.http_status == 404:
-                raise NetworkNotFound(
-                    f"the network {network!r} does not exist on the host", detail=refused.message
-                ) from refused
-            raise CreateFailed(
-                f"the container could not join the network {network!r}", detail=refused.message
-            ) from refused
+            if refused.http_status == 409:
+                return self._adopt(spec, refused)
+            raise create_fault(spec, refused) from refused
+        container_id = str(answer["Id"])
+        self._join(container_id, spec, joined=frozenset())
+        now = time.monotonic()
+        with self._lock:
+            self._made = {key: at for key, at in self._made.items() if now - at < UNTOUCHED_SECONDS}
+            self._made[container_id] = now
+        return container_id
 
     def _adopt(self, spec: ContainerSpec, refused: Refused) -> str:
+        """The holder of the name, if it is what we would have made. A half-made one is completed."""
         holder = self._inspect(spec.name)
         deadline = time.monotonic() + NAME_RESERVED_SECONDS
         while holder is None and time.monotonic() < deadline:
@@ -295,46 +254,65 @@ class DockerExecutor(Executor):
             raise EngineFault(
                 f"the engine holds the name {spec.name!r} for no container", detail=refused.message
             )
-        labels = holder.get("Config", {}).get("Labels") or {}
-        if all(labels.get(key) == value for key, value in spec.labels().items()):
-            return str(holder["Id"])
-        raise NameTaken(
-            f"a container that is not this job's holds the name {spec.name!r}; it was left alone",
-            detail=refused.message,
-        )
+        seen = translate.observation(holder)
+        if not spec.labels().items() <= seen.labels.items():
+            raise NameTaken(
+                f"a container that is not this job's holds the name {spec.name!r}; it was left alone",
+                detail=refused.message,
+            )
+        if holder["State"].get("Status") in {"removing", "dead"}:
+            raise EngineFault(f"the container {spec.name!r} is being removed just now")
+        if seen.state is ContainerState.CREATED and not seen.error:
+            joined = frozenset((holder.get("NetworkSettings") or {}).get("Networks") or ())
+            self._join(seen.container_id, spec, joined=joined)
+        return seen.container_id
 
-    def _create_fault(self, spec: ContainerSpec, refused: Refused) -> ExecutorError:
-        if refused.http_status == 404:
-            return ImageNotFound(f"the image {spec.image!r} is not on the host", detail=refused.message)
-        if refused.http_status >= 500:
-            return engine_fault(refused)
-        return CreateFailed("the engine refused to create the container", detail=refused.message)
+    def _join(self, container_id: str, spec: ContainerSpec, *, joined: frozenset[str]) -> None:
+        missing = [network for network in spec.networks[1:] if network.network_name not in joined]
+        try:
+            self._networks.join(container_id, missing)
+        except JobFault:
+            self.remove(container_id)  # never started, and of no use without its network
+            raise
 
-    def _start_fault(self, container_id: str, message: str, refused: Refused | None = None) -> ExecutorError:
-        """What a failed start means, by the evidence that the container itself keeps."""
-        inspected = self._inspect(container_id) or {}
-        state = inspected.get("State", {})
-        if refused is not None and refused.http_status >= 500 and not state.get("Error"):
-            return engine_fault(refused)
-        program = inspected.get("Path") or "the program"
-        image = inspected.get("Config", {}).get("Image", "its image")
-        fault = _START_FAULTS.get(state.get("ExitCode", 0))
-        if fault is CommandNotFound:
-            return CommandNotFound(f"{program!r} was not found in {image!r}", detail=message)
-        if fault is CommandNotExecutable:
-            return CommandNotExecutable(f"{program!r} in {image!r} may not be executed", detail=message)
-        if "unable to find user" in message or "invalid user" in message.lower():
-            user = inspected.get("Config", {}).get("User", "")
-            return BadUser(f"the engine cannot run {image!r} as {user!r}", detail=message)
-        return StartFailed("the engine could not start the container", detail=message)
+    def _is_untouched(self, container_id: str) -> bool:
+        """Whether this object made the container just now. Asked once: a second start looks first."""
+        with self._lock:
+            made_at = self._made.pop(container_id, None)
+        return made_at is not None and time.monotonic() - made_at < UNTOUCHED_SECONDS
 
-    def _gone_or_fault(self, container_id: str, refused: Refused) -> ExecutorError:
-        if refused.http_status in {404, 409}:
-            return ContainerGone(f"the container {container_id[:12]} does not exist", detail=refused.message)
-        return engine_fault(refused)
+    def _call(self, method: str, path: str, **kwargs: Any) -> Any:
+        try:
+            return self._connection.call(method, path, **kwargs)
+        except Refused as refused:
+            raise engine_fault(refused) from refused
+
+    def _signal(self, container_id: str, action: str, *, unless: set[ContainerState], **params: str) -> None:
+        """Act on a container; a refusal matters only if it is still in a state that the act should end."""
+        try:
+            self._connection.call("POST", _path(container_id, action), params=params)
+        except Refused as refused:
+            if refused.http_status not in {404, 409} and self.inspect(container_id).state in unless:
+                raise engine_fault(refused) from refused
+
+    def _inspect(self, container_id: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = self._connection.call("GET", _path(container_id, "json"))
+        except Refused as refused:
+            if refused.http_status == 404:
+                return None
+            raise engine_fault(refused) from refused
+        return found
 
 
-def _close_on(stop: threading.Event, stream: ByteStream) -> None:
-    while not stream.closed:
+def _path(container_id: str, action: str = "") -> str:
+    """The path of one container. An empty id would be the path of the listing; "-" is nobody's name."""
+    path = f"/containers/{quote(container_id, safe='') or '-'}"
+    return f"{path}/{action}" if action else path
+
+
+def _cut_on(stop: threading.Event, stream: ByteStream) -> None:
+    while not stream.over:
         if stop.wait(STOP_CHECK_SECONDS):
-            stream.close()
+            stream.cut()
+            return

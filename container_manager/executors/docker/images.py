@@ -8,20 +8,23 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
+from urllib.parse import quote
 
-from container_manager.core.errors import EngineFault, ImageNotFound
+from container_manager.core.errors import EngineFault, HostTimeout, ImageNotFound, ImagePullFailed, InvalidJob
 from container_manager.core.images import DEFAULT_REGISTRY, ImageReference, parse_image
 from container_manager.core.observation import ImageFacts
 from container_manager.executors.docker.client import Connection
-from container_manager.executors.docker.errors import Refused, engine_fault, pull_failure
+from container_manager.executors.docker.errors import Refused, engine_fault, pull_fault
 from container_manager.executors.docker.streams import json_lines
 
 #: How long a look at the host's images stays good; a create that finds none asks again.
 FRESH_SECONDS = 5.0
 #: A registry that says nothing for this long is given up.
 SILENCE_SECONDS = 120.0
-_HUB = {DEFAULT_REGISTRY, "index.docker.io", "https://index.docker.io/v1/", "registry-1.docker.io"}
+_HUB = {DEFAULT_REGISTRY, "index.docker.io", "registry-1.docker.io"}
+_AUTH_FIELDS = ("username", "password", "email", "serveraddress", "identitytoken", "registrytoken")
 
 Progress = Callable[[str], None] | None
 
@@ -42,7 +45,8 @@ class ImageStore:
 
         Whoever asks while it is being pulled waits for that pull and shares its end.
         """
-        facts = self._cached(image) or self._look(image)
+        reference = _parsed(image)
+        facts = self._cached(image) or self._look(image, reference)
         if facts is not None:
             return facts
         if not self._may_pull:
@@ -55,9 +59,11 @@ class ImageStore:
             if pull is None:
                 pull = self._pulls[image] = Future()
         if not mine:
-            return pull.result()
+            if progress is not None:
+                progress("waiting for another job's pull of the same image")
+            return replace(pull.result(), pulled=False)
         try:
-            pull.set_result(self._pull(image, progress))
+            pull.set_result(self._pull(image, reference, progress))
         except BaseException as error:  # noqa: BLE001 - every waiter gets it, and we with them
             pull.set_exception(error)
         finally:
@@ -65,77 +71,98 @@ class ImageStore:
                 del self._pulls[image]
         return pull.result()
 
-    def forget(self, image: str) -> None:
-        """The host turned out not to have it."""
+    def forget(self, image: str) -> bool:
+        """The host turned out not to have it. True where we had said that it does."""
         with self._lock:
-            self._seen.pop(image, None)
+            return self._seen.pop(image, None) is not None
 
     def _cached(self, image: str) -> ImageFacts | None:
         with self._lock:
             seen_at, facts = self._seen.get(image, (0.0, None))
         return facts if time.monotonic() - seen_at < FRESH_SECONDS else None
 
-    def _look(self, image: str, *, pulled: bool = False) -> ImageFacts | None:
+    def _look(self, image: str, reference: ImageReference) -> ImageFacts | None:
         try:
-            found = self._connection.call("GET", f"/images/{image}/json")
+            found = self._connection.call("GET", f"/images/{quote(image, safe='/:@')}/json")
         except Refused as refused:
             if refused.http_status == 404:
                 return None
             raise engine_fault(refused) from refused
-        reference = parse_image(image)
-        facts = ImageFacts(
-            image_id=found["Id"], digest=_digest(reference, found.get("RepoDigests") or []), pulled=pulled
-        )
+        image_id = str(found["Id"])
+        if image_id.removeprefix("sha256:").startswith(image):
+            return None  # the engine took the name for the beginning of some image's id
+        facts = ImageFacts(image_id=image_id, digest=_digest(reference, found.get("RepoDigests") or []))
         with self._lock:
-            self._seen[image] = (time.monotonic(), ImageFacts(image_id=facts.image_id, digest=facts.digest))
+            self._seen[image] = (time.monotonic(), facts)
         return facts
 
-    def _pull(self, image: str, progress: Progress) -> ImageFacts:
-        reference = parse_image(image)
-        name = f"{reference.registry}/{reference.repository}"
+    def _pull(self, image: str, reference: ImageReference, progress: Progress) -> ImageFacts:
+        heard: dict[str, str] = {}
         try:
-            stream = self._connection.stream(
+            with self._connection.stream(
                 "POST",
                 "/images/create",
-                params={"fromImage": name, "tag": reference.digest or reference.tag},
+                params={
+                    "fromImage": f"{reference.registry}/{reference.repository}",
+                    "tag": reference.digest or reference.tag,
+                },
                 headers=self._credentials(reference),
                 idle_timeout=SILENCE_SECONDS,
-            )
-            for line in json_lines(stream):
-                self._heed(image, line, progress)
+            ) as stream:
+                for line in json_lines(stream):
+                    if line.get("error"):
+                        raise pull_fault(image, str(line["error"]))
+                    _tell(line, heard, progress)
         except Refused as refused:
-            raise pull_failure(image, refused.message) from refused
-        facts = self._look(image, pulled=True)
+            raise pull_fault(image, refused.message) from refused
+        except HostTimeout as error:
+            raise ImagePullFailed(
+                f"the pull of {image!r} made no progress for {SILENCE_SECONDS:g} s and was given up; "
+                "check the registry from the host",
+                detail=error.detail,
+            ) from error
+        facts = self._look(image, reference)
         if facts is None:
             raise EngineFault(f"the engine pulled {image!r} and does not have it")
-        return facts
-
-    def _heed(self, image: str, line: Mapping[str, Any], progress: Progress) -> None:
-        error = line.get("error")
-        if error:
-            raise pull_failure(image, str(error))
-        status = str(line.get("status", ""))
-        if progress is not None and status and "progressDetail" not in line:
-            progress(f"{line['id']}: {status}" if line.get("id") else status)
+        return replace(facts, pulled=True)
 
     def _credentials(self, reference: ImageReference) -> dict[str, str]:
         """The host's `registry_auth`, for its own registry and for no other."""
         auth = self._options.get("registry_auth")
         if not isinstance(auth, Mapping):
             return {}
-        server = str(auth.get("serveraddress", DEFAULT_REGISTRY)).removeprefix("https://").rstrip("/")
-        ours = server in _HUB or server.startswith("index.docker.io")
-        if not (server == reference.registry or (ours and reference.registry == DEFAULT_REGISTRY)):
+        address = str(auth.get("serveraddress") or DEFAULT_REGISTRY)
+        server = address.partition("://")[2] or address
+        server = server.partition("/")[0]
+        if (DEFAULT_REGISTRY if server in _HUB else server) != reference.registry:
             return {}
-        text = json.dumps({str(key): str(value) for key, value in auth.items()})
-        return {"X-Registry-Auth": base64.urlsafe_b64encode(text.encode()).decode()}
+        known = {field: str(auth[field]) for field in _AUTH_FIELDS if auth.get(field)}
+        return {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(known).encode()).decode()}
+
+
+def _parsed(image: str) -> ImageReference:
+    try:
+        return parse_image(image)
+    except InvalidJob as error:
+        raise ImageNotFound(error.message) from error
+
+
+def _tell(line: Mapping[str, Any], heard: dict[str, str], progress: Progress) -> None:
+    """Pass on what is new: each layer's next step, and not each tick of its bar."""
+    status, layer = str(line.get("status", "")), str(line.get("id", ""))
+    if progress is None or not status or heard.get(layer) == status:
+        return
+    heard[layer] = status
+    progress(f"{layer}: {status}" if layer else status)
 
 
 def _digest(reference: ImageReference, repo_digests: list[str]) -> str:
     """The repository digest that belongs to the reference's own repository, if there is one."""
-    wanted = f"{reference.registry}/{reference.repository}"
     for repo_digest in repo_digests:
-        parsed = parse_image(repo_digest)
-        if f"{parsed.registry}/{parsed.repository}" == wanted:
+        try:
+            parsed = parse_image(repo_digest)
+        except InvalidJob:  # `<none>@<none>`
+            continue
+        if (parsed.registry, parsed.repository) == (reference.registry, reference.repository):
             return repo_digest
     return ""

@@ -35,6 +35,7 @@ _ACTIONS = {action.value: action for action in EventAction if action is not Even
 EVENT_NAMES = sorted(_ACTIONS)
 _TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
 _NO_ALIASES = {"bridge", "none"}
+_FILE_PAGES = ("active_file", "inactive_file")
 
 
 def create_payload(spec: ContainerSpec) -> dict[str, Any]:
@@ -50,10 +51,11 @@ def create_payload(spec: ContainerSpec) -> dict[str, Any]:
         "AttachStderr": False,
         "OpenStdin": False,
         "Tty": False,
+        "Healthcheck": {"Test": ["NONE"]},  # the image's own would run beside the job, at its expense
         "HostConfig": {
             "Memory": spec.memory_bytes,
             "MemorySwap": spec.memory_bytes,  # the sum of both: no swap on top
-            "NanoCpus": int(spec.cpus * 1_000_000_000),
+            "NanoCpus": round(spec.cpus * 1_000_000_000),
             "PidsLimit": spec.pids_limit,
             "CapDrop": list(spec.cap_drop),
             "SecurityOpt": list(spec.security_opt),
@@ -134,8 +136,9 @@ def usage(stats: Mapping[str, Any] | None) -> UsageSample | None:
     if not total and not used:
         return None
     details = memory.get("stats") or {}
-    # The page cache is the kernel's to take back: `cache` on cgroup v1, `inactive_file` on v2.
-    cache = details.get("cache", details.get("inactive_file", 0))
+    # Pages of files are the kernel's to take back. Not v1's `cache`: that has files in a tmpfs in it, which
+    # stay, and count to the limit.
+    cache = sum(details.get(f"total_{name}", details.get(name, 0)) for name in _FILE_PAGES)
     return UsageSample(
         taken_at=taken_at,
         cpu_ns=total or None,
@@ -152,11 +155,12 @@ def event(raw: Mapping[str, Any]) -> EngineEvent | None:
     actor = raw.get("Actor") or {}
     attributes = dict(actor.get("Attributes") or {})
     code = str(attributes.get("exitCode", ""))
+    at_ns = raw.get("timeNano") or int(raw.get("time") or 0) * 1_000_000_000
     return EngineEvent(
         action=action,
         container_id=actor.get("ID", ""),
         labels=attributes,
-        at_ns=int(raw.get("timeNano") or 0),
+        at_ns=int(at_ns),
         exit_code=int(code) if code.isdigit() else None,
     )
 
@@ -171,7 +175,9 @@ def host_facts(info: Mapping[str, Any], *, api_version: str, response_seconds: f
         cpus=info.get("NCPU"),
         memory_bytes=info.get("MemTotal"),
         system_time=moment(info.get("SystemTime")),
-        user_namespaces=any(option in {"name=userns", "name=rootless"} for option in options),
+        user_namespaces=any(
+            option.partition(",")[0] in {"name=userns", "name=rootless"} for option in options
+        ),
         response_seconds=response_seconds,
         details={
             "operating_system": info.get("OperatingSystem", ""),
