@@ -81,10 +81,7 @@ class LogState:
 
 def create(job: ContainerJob, insert: Callable[[], None]) -> None:
     """Admit one new job and store it with its first event. Raises InvalidJob; nothing is stored then."""
-    if job.status != Status.PENDING:
-        raise IllegalTransition(
-            f"status: a new job starts as 'pending', not {job.status!r}. Leave status out."
-        )
+    _check_new(job)
     Desk().admit(job)
     with transaction.atomic(using=_alias()):
         insert()
@@ -96,6 +93,8 @@ def create_many(
     jobs: list[ContainerJob], insert: Callable[[list[ContainerJob]], list[ContainerJob]]
 ) -> list[ContainerJob]:
     """Store admitted jobs and their first events in one transaction."""
+    for job in jobs:
+        _check_new(job)
     with transaction.atomic(using=_alias()):
         stored = insert(jobs)
         JobEvent.objects.bulk_create(
@@ -163,6 +162,13 @@ def request_cancel(job: ContainerJob, *, actor: str = "") -> bool:
             wake()
             return True
         return QuerySet(ContainerJob).filter(pk=job.pk, status__in=_ACTIVE).exists()
+
+
+def _check_new(job: ContainerJob) -> None:
+    if job.status != Status.PENDING:
+        raise IllegalTransition(
+            f"status: a new job starts as 'pending', not {job.status!r}. Leave status out."
+        )
 
 
 def _change_status(job: ContainerJob) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from django.db.models import Count, Q
+from django.core.exceptions import ObjectDoesNotExist
+from django.db.models import Count, Q, prefetch_related_objects
 
 from container_manager.conf import get_settings
 from container_manager.core.commands import CommandForm, parse_command
@@ -44,7 +45,7 @@ class Desk:
         if job.docker_host_id is None:
             job.docker_host = self._place(job)
             job.host_pinned = False
-        host = job.docker_host
+        host = _host_of(job)
         if not host.is_active:
             raise NoEligibleHost(f"the host {host.name!r} is not active. Activate it, or name another one.")
         enforce(request_of(job), get_settings().policy(), cpus=host.cpus, host_name=host.name)
@@ -82,13 +83,15 @@ def host_state(host: ExecutorHost) -> HostState:
 def check(job: ContainerJob) -> None:
     """Check and complete everything about a job but its place. Raises InvalidJob."""
     parse_image(job.docker_image)
-    parsed = parse_command(job.command, CommandForm(job.command_form or CommandForm.AUTO))
+    parsed = parse_command(job.command, command_form(job.command_form))
     job.command, job.command_form = parsed.text, parsed.form
     job.environment_vars = check_environment(job.environment_vars)
     inherited = job.environment_template.get_environment_variables() if job.environment_template else {}
     job.environment = merge(inherited, job.environment_vars)
     parse_networks(job.network_configuration)
     enforce(request_of(job), get_settings().policy())
+    for field_name in ("name", "description"):
+        _check_text(field_name, getattr(job, field_name))
     if len(job.name) > 200:
         raise InvalidJob("name", f"it has {len(job.name)} characters; use at most 200.")
     if (
@@ -97,6 +100,14 @@ def check(job: ContainerJob) -> None:
         or not -32768 <= job.priority <= 32767
     ):
         raise InvalidJob("priority", f"{job.priority!r} is not a whole number from -32768 to 32767.")
+
+
+def command_form(name: str) -> CommandForm:
+    """A form by its name; empty means that the command decides. Raises InvalidJob."""
+    try:
+        return CommandForm(name or CommandForm.AUTO)
+    except ValueError:
+        raise InvalidJob("command_form", f"{name!r} is not one of {', '.join(CommandForm)}.") from None
 
 
 def request_of(job: ContainerJob) -> JobRequest:
@@ -145,6 +156,23 @@ def find_template(
         ) from None
 
 
+def _check_text(name: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise InvalidJob(name, f"it is a {type(text).__name__}; give a string.")
+    if "\0" in text:
+        raise InvalidJob(name, "it has a NUL in it, which no database keeps; take it out.")
+
+
+def _host_of(job: ContainerJob) -> ExecutorHost:
+    try:
+        host: ExecutorHost | None = job.docker_host
+    except ObjectDoesNotExist:
+        host = None
+    if host is None:
+        raise InvalidJob("docker_host", f"there is no host with the id {job.docker_host_id!r}; name another.")
+    return host
+
+
 def _with_one_more(state: HostState) -> HostState:
     return replace(state, queued=state.queued + 1)
 
@@ -153,6 +181,9 @@ def jobs_admitted(jobs: Iterable[ContainerJob]) -> list[ContainerJob]:
     """Admit a batch; one refused job refuses all, before anything is written."""
     desk = Desk()
     admitted = list(jobs)
+    # Rows named by their id alone: read once for all, not once for each.
+    prefetch_related_objects([job for job in admitted if job.docker_host_id], "docker_host")
+    prefetch_related_objects([job for job in admitted if job.environment_template_id], "environment_template")
     for job in admitted:
         desk.admit(job)
     return admitted

@@ -172,7 +172,7 @@ class ContainerJob(models.Model):
         self, using: str | None = None, fields: Collection[str] | None = None, **further: Any
     ) -> None:
         """Read the row again, and take it as what is stored. Deferred columns arrive this way, too."""
-        super().refresh_from_db(using, fields, **further)  # type: ignore[arg-type]
+        super().refresh_from_db(using, fields, **further)
         self.mark_stored(None if fields is None else {*fields, *(f"{name}_id" for name in fields)})
 
     def clean(self) -> None:

@@ -12,10 +12,10 @@ from container_manager.core.commands import CommandForm, parse_command
 from container_manager.core.errors import IllegalTransition, InvalidJob
 from container_manager.core.states import ACTIVE, FINAL, Status
 from container_manager.models import admission
+from container_manager.models.host import ExecutorHost
 
 if TYPE_CHECKING:
     from container_manager.models.environment import EnvironmentVariableTemplate
-    from container_manager.models.host import ExecutorHost
     from container_manager.models.job import ContainerJob
 
 
@@ -57,9 +57,18 @@ class ContainerJobQuerySet(models.QuerySet["ContainerJob"]):
         return super().bulk_update(objs, names, *args, **kwargs)
 
     def bulk_create(self, objs: Iterable[ContainerJob], *args: Any, **kwargs: Any) -> list[ContainerJob]:
-        """Admit and store many jobs with a constant number of queries; one bad job refuses them all."""
+        """Admit and store many jobs with a constant number of queries; one bad job refuses them all.
+
+        Jobs are always new: what Django offers for rows that are there already would write past the
+        state machine, and is refused.
+        """
         from container_manager import lifecycle
 
+        if kwargs.get("ignore_conflicts") or kwargs.get("update_conflicts") or len(args) > 1:
+            raise InvalidJob(
+                "bulk_create",
+                "a job cannot be stored twice; leave out ignore_conflicts and update_conflicts.",
+            )
         admitted = admission.jobs_admitted(objs)
         return lifecycle.create_many(
             admitted, lambda jobs: super(ContainerJobQuerySet, self).bulk_create(jobs, *args, **kwargs)
@@ -159,13 +168,11 @@ class ContainerJobManager(models.Manager.from_queryset(ContainerJobQuerySet)):  
         for name in fields:
             if name not in known:
                 raise InvalidJob(name, f"there is no such field. Known: {', '.join(sorted(known))}.")
-        try:
-            form = CommandForm(command_form)
-        except ValueError:
+        if docker_host is not None and not isinstance(docker_host, ExecutorHost):
             raise InvalidJob(
-                "command_form", f"{command_form!r} is not one of {', '.join(CommandForm)}."
-            ) from None
-        parsed = parse_command(command, form)
+                "docker_host", f"{docker_host!r} is a {type(docker_host).__name__}; give an ExecutorHost."
+            )
+        parsed = parse_command(command, admission.command_form(command_form))
         job: ContainerJob = self.model(
             docker_image=image,
             command=parsed.text,

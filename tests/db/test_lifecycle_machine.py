@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 )
 
 from container_manager import lifecycle
-from container_manager.core.errors import ImageNotFound, IllegalTransition, LeaseLost
+from container_manager.core.errors import IllegalTransition, ImageNotFound, LeaseLost
 from container_manager.core.outcome import ExitReason, Outcome
 from container_manager.core.states import ACTIVE, FINAL, MOVES, Status, Transition
 from container_manager.lifecycle import Chunk, LogState, Usage
