@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, Self
 
@@ -169,11 +169,12 @@ class ContainerJob(models.Model):
         return job
 
     def refresh_from_db(
-        self, using: str | None = None, fields: Collection[str] | None = None, **further: Any
+        self, using: str | None = None, fields: Iterable[str] | None = None, **further: Any
     ) -> None:
         """Read the row again, and take it as what is stored. Deferred columns arrive this way, too."""
-        super().refresh_from_db(using, fields, **further)
-        self.mark_stored(None if fields is None else {*fields, *(f"{name}_id" for name in fields)})
+        names = None if fields is None else list(fields)
+        super().refresh_from_db(using, names, **further)
+        self.mark_stored(None if names is None else [*names, *(f"{name}_id" for name in names)])
 
     def clean(self) -> None:
         """Run the admission checks for forms. Raises ValidationError by field."""

@@ -67,7 +67,7 @@ class ContainerJobQuerySet(models.QuerySet["ContainerJob"]):
         if kwargs.get("ignore_conflicts") or kwargs.get("update_conflicts") or len(args) > 1:
             raise InvalidJob(
                 "bulk_create",
-                "a job cannot be stored twice; leave out ignore_conflicts and update_conflicts.",
+                "jobs are always new; leave out ignore_conflicts and update_conflicts.",
             )
         admitted = admission.jobs_admitted(objs)
         return lifecycle.create_many(
