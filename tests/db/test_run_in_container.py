@@ -6,7 +6,7 @@ import io
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections
 
+from container_manager import lifecycle
 from container_manager.core.outcome import ExitReason
 from container_manager.executors.registry import open_executor
 from container_manager.models import ContainerJob, EngineLease, EnvironmentVariableTemplate, ExecutorHost
-from container_manager.worker.foreground import exit_code
+from container_manager.worker.foreground import Detached, Foreground, Progress, exit_code
 from container_manager.worker.supervisor import Worker
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -73,6 +74,22 @@ def another_worker(host: ExecutorHost) -> Iterator[Worker]:
         worker.stop()
         thread.join(30)
         assert not thread.is_alive()
+
+
+class Listener:
+    """A view that keeps what it is told."""
+
+    def __init__(self, said: list[str]) -> None:
+        self._said = said
+
+    def output(self, stream: int, data: bytes, *, meanwhile: Callable[[], None]) -> None:
+        raise AssertionError(f"no output was expected: {data!r}")
+
+    def progress(self, progress: Progress) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        self._said.append(text)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +260,26 @@ def test_a_refusal_names_the_option_and_stores_nothing(
 
 def test_no_host_at_all_is_told_with_the_command_that_registers_one(transactional_db: None) -> None:
     assert "register_local_host" in str(refused("--image=x:1", "--", "check"))
+
+
+def test_a_third_ctrl_c_does_not_wait_for_the_end(host: ExecutorHost) -> None:
+    # A worker that holds the lease, has claimed the job, and does nothing more.
+    host.engine_id = "an-engine"
+    host.save(update_fields=["engine_id"])
+    lease = EngineLease.acquire(host.engine_id, "stuck", 600)
+    assert lease is not None
+    job = ContainerJob.objects.create_job("any:1", [sys.executable, "-c", "pass"])
+    lifecycle.claim(lease, host, limit=1, worker="stuck")
+    said: list[str] = []
+    run = Foreground(job, Listener(said))
+    for _ in range(3):
+        run.interrupt()
+    with pytest.raises(Detached, match=str(job.pk)):
+        run.run()
+    job.refresh_from_db()
+    assert job.status == "launching"
+    assert job.cancel_requested_by == "run_in_container"
+    assert [text.partition(":")[0] for text in said] == ["asked the job to stop", "killing the job"]
 
 
 def test_a_job_that_somebody_deletes_ends_the_command(
