@@ -54,7 +54,8 @@ class ByteStream:
 
     def __iter__(self) -> Iterator[bytes]:
         """Blocks until the engine ends the stream. Raises HostFault if it breaks or is cut."""
-        blocks = self._response.iter_content(_BLOCK)
+        chunked = _chunked_body(self._response)
+        blocks = self._response.iter_content(_BLOCK) if chunked is None else iter(chunked)
         while True:
             try:
                 with translated(self._address):
@@ -66,7 +67,8 @@ class ByteStream:
             if self.is_cut:
                 raise HostUnreachable(f"the stream from {self._address} was ended on this side")
             if not block:
-                self.over = True
+                # Read past the layers, the connection cannot be used again: `close` ends it.
+                self.over = chunked is None
                 return
             yield block
 
@@ -84,6 +86,62 @@ class ByteStream:
             self.over = True
             self._response.close()
         self._forget(self)
+
+
+class ChunkedBody:
+    """The payload of a chunked HTTP body, as much at a time as the socket has.
+
+    The engine sends each line of a log as a chunk of its own; the usual readers hand out one chunk a call,
+    at several times the price of everything else that happens to a line.
+    """
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read = read
+        self._rest = b""  # the beginning of a chunk that has not come whole
+        self._ended = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Whole chunks, joined as they came, to the end of the body.
+
+        Raises ConnectionError when the connection ends before the body does, or it is not chunked.
+        """
+        while not self._ended:
+            data = self._read(_BLOCK)
+            if not data:
+                raise ConnectionError("the engine closed the connection in the middle of an answer")
+            payload = self._payload(self._rest + data)
+            if payload:
+                yield payload
+
+    def _payload(self, data: bytes) -> bytes:
+        parts = []
+        position = 0
+        while (line_end := data.find(b"\r\n", position)) >= 0:
+            try:
+                size = int(data[position:line_end].partition(b";")[0], 16)
+            except ValueError:
+                raise ConnectionError("the engine's answer is not a chunked body") from None
+            if size == 0:
+                self._ended = True
+                break
+            start = line_end + 2
+            stop = start + size
+            if stop + 2 > len(data):
+                break
+            parts.append(data[start:stop])
+            position = stop + 2
+        self._rest = data[position:]
+        return b"".join(parts)
+
+
+def _chunked_body(response: requests.Response) -> ChunkedBody | None:
+    """The body past urllib3, where it comes in chunks and can be had so."""
+    raw: Any = response.raw
+    # http.client's own buffer: it may hold what came with the headers.
+    buffered = getattr(getattr(raw, "_fp", None), "fp", None)
+    if buffered is None or not getattr(raw, "chunked", False):
+        return None
+    return ChunkedBody(buffered.read1)
 
 
 def raw_frames(blocks: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
