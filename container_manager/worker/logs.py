@@ -49,6 +49,7 @@ class LogBuffer:
         """Continue where another worker stopped; `frames` is what it has stored."""
         for frame in frames:
             self._shown(frame)
+            self._position.see(frame)
         self._sequence = chunk_count
         self._position.restore(cursor)
 
@@ -156,7 +157,7 @@ class _Position:
 
     def restore(self, cursor: LogCursor | None) -> None:
         if cursor is not None:
-            self._newest = cursor.timestamp_ns
+            self._newest = max(self._newest, cursor.timestamp_ns)
             self._older, self._younger, self._any = list(cursor), list(cursor), True
 
     def pass_frame(self, frame: LogFrame) -> None:
@@ -164,13 +165,17 @@ class _Position:
         for anchor in (self._older, self._younger):
             if frame.timestamp_ns >= anchor[0]:
                 anchor[1] += 1
+        self.see(frame)
+        if not self._unfinished and self._newest - self._younger[0] > LOOK_BACK_NS:
+            self._older, self._younger = self._younger, [self._newest + 1, 0]
+
+    def see(self, frame: LogFrame) -> None:
+        """Learn from a frame that is counted already, or will be."""
         self._newest = max(self._newest, frame.timestamp_ns)
         if frame.payload.endswith(b"\n"):
             self._unfinished.discard(frame.stream)
         else:
             self._unfinished.add(frame.stream)
-        if not self._unfinished and self._newest - self._younger[0] > LOOK_BACK_NS:
-            self._older, self._younger = self._younger, [self._newest + 1, 0]
 
     @property
     def cursor(self) -> LogCursor | None:
