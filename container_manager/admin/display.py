@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
@@ -97,6 +98,22 @@ def duration_text(duration: timedelta | None) -> str:
 def percent_text(percent: float | None) -> str:
     """CPU use; 100 % is one core."""
     return UNKNOWN if percent is None else f"{percent:.0f} %" if percent >= 10 else f"{percent:.1f} %"
+
+
+def brief(text: str, longest: int = 60) -> str:
+    """As `line`, cut for a cell of a list."""
+    whole = line(text)
+    return whole if len(whole) <= longest else f"{whole[: longest - 1]}\u2026"
+
+
+def two_lines(main: object, small: object) -> SafeString:
+    """A cell with a second, smaller line."""
+    return format_html('<span class="cm-main">{}</span><span class="cm-under">{}</span>', main, small)
+
+
+def moment_text(at: datetime | None) -> str:
+    """A moment in the zone of the page, to the second."""
+    return UNKNOWN if at is None else f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S}"
 
 
 def line(text: str) -> str:

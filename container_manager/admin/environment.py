@@ -12,7 +12,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from container_manager.admin.base import PageAdmin
-from container_manager.admin.display import UNKNOWN, line
+from container_manager.admin.display import UNKNOWN, brief, line, two_lines
 from container_manager.core.environment import redact
 from container_manager.core.errors import InvalidJob
 from container_manager.core.inert import inert
@@ -23,7 +23,7 @@ from container_manager.models import EnvironmentVariableTemplate
 class EnvironmentTemplateAdmin(PageAdmin):
     """Values are shown to those who may change them, and to nobody else."""
 
-    list_display = ["display_name", "display_description", "display_variables", "display_jobs", "updated_at"]
+    list_display = ["list_name", "display_variables", "display_jobs", "updated_at"]
     search_fields = ["name", "description"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[EnvironmentVariableTemplate]:
@@ -59,7 +59,12 @@ class EnvironmentTemplateAdmin(PageAdmin):
             kwargs["widget"] = forms.Textarea(attrs={"rows": 2, "class": "vLargeTextField"})
         return super().formfield_for_dbfield(db_field, request, **kwargs)
 
-    @admin.display(description="name", ordering="name")
+    @admin.display(description="template", ordering="name")
+    def list_name(self, template: EnvironmentVariableTemplate) -> SafeString:
+        """The name, and what it is for."""
+        return two_lines(brief(template.name), brief(template.description, 100))
+
+    @admin.display(description="name")
     def display_name(self, template: EnvironmentVariableTemplate) -> str:
         """The name, harmless."""
         return line(template.name)

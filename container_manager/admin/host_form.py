@@ -52,6 +52,10 @@ class HostForm(_Base):
         super().__init__(*args, **kwargs)
         self.initial["configuration"] = mask(self.instance.executor_config)
         self._address = (self.instance.executor_type, self.instance.connection_string)
+        if "auto_pull_images" in self.fields:
+            self.fields["auto_pull_images"].widget = forms.Select(
+                choices=[("", "as configured"), ("True", "yes"), ("False", "no")]
+            )
         if "executor_type" in self.fields:
             types = sorted({*known_types(), self.initial.get("executor_type", "docker")})
             self.fields["executor_type"] = forms.ChoiceField(choices=[(name, name) for name in types])

@@ -14,7 +14,16 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from container_manager.admin.base import PageAdmin, names_of
-from container_manager.admin.display import UNKNOWN, badge, health_badge, line, size_text
+from container_manager.admin.display import (
+    UNKNOWN,
+    badge,
+    brief,
+    health_badge,
+    line,
+    moment_text,
+    size_text,
+    two_lines,
+)
 from container_manager.admin.host_form import HostForm
 from container_manager.admin.secrets import mask
 from container_manager.core.errors import ConfigurationError
@@ -36,8 +45,8 @@ class HostAdmin(PageAdmin):
     """Hosts, with the record of their health; a test of the connection adds to that record."""
 
     form = HostForm
-    list_display = ["display_name", "display_health", "display_active", "display_slots", "display_waiting"]
-    list_display += ["weight", "display_address", "display_engine", "display_cpus", "health_checked_at"]
+    list_display = ["list_name", "list_health", "display_active", "list_slots", "list_engine"]
+    list_display += ["display_cpus", "weight"]
     list_filter = ["health", "is_active", "executor_type"]
     search_fields = ["name", "connection_string", "engine_id"]
     ordering = ["name"]
@@ -61,9 +70,9 @@ class HostAdmin(PageAdmin):
         if obj is not None and not self.has_change_permission(request, obj):
             shown = ["display_name", "display_active", "executor_type", "display_address", *self._LOAD]
             shown += ["max_concurrent_jobs", "weight", "tls_enabled", "tls_verify", "display_configuration"]
-            return [*record, (None, {"fields": shown})]
+            return [*record, ("Host", {"fields": shown})]
         editable = [
-            (None, {"fields": ["name", "executor_type", "connection_string", "is_active"]}),
+            ("Host", {"fields": ["name", "executor_type", "connection_string", "is_active"]}),
             ("Load", {"fields": [*(self._LOAD if obj else []), "max_concurrent_jobs", "weight"]}),
             (
                 "TLS",
@@ -142,6 +151,30 @@ class HostAdmin(PageAdmin):
 
     # -------------------------------------------------------------------------------- columns
 
+    @admin.display(description="host", ordering="name")
+    def list_name(self, host: ExecutorHost) -> SafeString:
+        """The name, and where it is."""
+        return two_lines(brief(host.name), brief(str(mask(host.connection_string))))
+
+    @admin.display(description="health", ordering="health")
+    def list_health(self, host: ExecutorHost) -> SafeString:
+        """The last health on record, and of when."""
+        if host.health_checked_at is None:
+            return health_badge(host)
+        return two_lines(health_badge(host), moment_text(host.health_checked_at))
+
+    @admin.display(description="slots used", ordering="used_slots")
+    def list_slots(self, host: ExecutorHost) -> SafeString:
+        """Jobs under way, of how many at the same time, and how many wait."""
+        return two_lines(self.display_slots(host), f"{self.display_waiting(host)} waiting")
+
+    @admin.display(description="engine", ordering="engine_version")
+    def list_engine(self, host: ExecutorHost) -> SafeString | str:
+        """The engine's version and the beginning of its id."""
+        if not host.engine_id:
+            return "never in contact"
+        return two_lines(line(host.engine_version), brief(host.engine_id, 16))
+
     @admin.display(description="name", ordering="name")
     def display_name(self, host: ExecutorHost) -> str:
         """The name, harmless."""
@@ -188,13 +221,10 @@ class HostAdmin(PageAdmin):
         holder = EngineLease.holder(host.engine_id) if host.engine_id else ""
         return line(holder) if holder else "none; start one with: python manage.py process_container_jobs"
 
-    @admin.display(description="engine", ordering="engine_version")
+    @admin.display(description="version")
     def display_engine(self, host: ExecutorHost) -> str:
-        """The engine's version and, in short, its id."""
-        if not host.engine_id:
-            return "never in contact"
-        version = line(host.engine_version)
-        return f"{version} ({line(host.engine_id[:12])})"
+        """The engine's version."""
+        return line(host.engine_version) if host.engine_id else "never in contact"
 
     @admin.display(description="engine id")
     def display_engine_id(self, host: ExecutorHost) -> str:

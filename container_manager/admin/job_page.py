@@ -170,7 +170,7 @@ def _ended(job: ContainerJob, people: dict[str, str]) -> tuple[str, str]:
 
 def _under_way(job: ContainerJob, people: dict[str, str]) -> tuple[str, str]:
     host = job.docker_host
-    name = line(host.name)
+    name = f"host {line(host.name)}"
     worker = EngineLease.holder(host.engine_id) if host.engine_id else ""
     next_step = "" if worker else f"No worker serves this host now. Start one with: {_START_A_WORKER}"
     if job.cancel_requested_at is not None:
@@ -181,7 +181,7 @@ def _under_way(job: ContainerJob, people: dict[str, str]) -> tuple[str, str]:
         if not host.is_active:
             sentence = f"The job waits for {name}, which is not active."
         elif host.health in (host.Health.UNREACHABLE, host.Health.MISMATCHED):
-            sentence = f"The job waits for {name}. {host.health_error}"
+            sentence = f"The job waits for {name}: {host.health_error}"
         return sentence, next_step
     if job.status == Status.LAUNCHING:
         return f"The image is fetched and the container is made on {name}.", next_step
@@ -196,6 +196,7 @@ def _details(job: ContainerJob) -> list[tuple[str, list[tuple[str, str, bool]]]]
     ]
     environment = "\n".join(f"{key}={value}" for key, value in redact(job.environment).items())
     template = job.environment_template
+    placed = "as asked for" if job.host_pinned else "placed automatically"
     person = job.created_by.get_username() if job.created_by else UNKNOWN
     return [
         (
@@ -204,7 +205,11 @@ def _details(job: ContainerJob) -> list[tuple[str, list[tuple[str, str, bool]]]]
                 ("Image", line(job.docker_image), True),
                 ("Command", inert(job.command) or "the image's own", True),
                 ("Form", "shell, /bin/sh -c" if job.command_form == "shell" else "exec, no shell", False),
-                ("Directory", line(job.working_directory) if job.working_directory else "the image's", True),
+                (
+                    "Directory",
+                    line(job.working_directory) if job.working_directory else "the image's own",
+                    False,
+                ),
                 ("User", job.user or "as in settings", False),
                 ("Root filesystem", "read-only" if job.read_only_root else "writable", False),
                 ("Template", line(template.name) if template else "none", False),
@@ -215,9 +220,9 @@ def _details(job: ContainerJob) -> list[tuple[str, list[tuple[str, str, bool]]]]
             "Limits and place",
             [
                 ("Memory", f"{job.memory_limit} MB", False),
-                ("CPU", f"{job.cpu_limit:g} cores", False),
+                ("CPU", f"{job.cpu_limit:g} {'core' if job.cpu_limit == 1 else 'cores'}", False),
                 ("Timeout", f"{job.timeout_seconds} s", False),
-                ("Host", f"{line(job.docker_host.name)}, {'chosen' if job.host_pinned else 'placed'}", False),
+                ("Host", f"{line(job.docker_host.name)}, {placed}", False),
                 ("Networks", inert("\n".join(networks)) or "default bridge", True),
                 ("Priority", str(job.priority), False),
                 ("Created by", line(person), False),
@@ -272,7 +277,7 @@ def _event_line(event: JobEvent, people: dict[str, str]) -> EventLine:
         at=event.at,
         who=_who(event.actor, people),
         what=event.transition.replace("_", " "),
-        change=f"{event.from_status or UNKNOWN} \u2192 {event.to_status}",
+        change=f"{event.from_status} \u2192 {event.to_status}".strip(),
         reason=reason_label(event.reason) if event.reason else "",
         message=inert(event.message),
     )

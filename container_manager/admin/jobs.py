@@ -2,106 +2,39 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 import uuid
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import Any
 
 from django.contrib import admin, messages
 from django.contrib.admin.actions import delete_selected
-from django.contrib.admin.views.main import ChangeList
 from django.core.exceptions import PermissionDenied
-from django.db.models import DurationField, ExpressionWrapper, F, QuerySet
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import path, reverse
-from django.utils import timezone
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
 from django.views.decorators.http import require_POST, require_safe
 
-from container_manager.admin.base import PageAdmin, actor_of, names_of
-from container_manager.admin.display import (
-    duration_text,
-    exit_code_text,
-    line,
-    percent_text,
-    reason_label,
-    size_text,
-    status_badge,
-)
+from container_manager.admin.base import actor_of, names_of
+from container_manager.admin.display import line
 from container_manager.admin.job_acts import Tally, cancel_all, run_all_again
 from container_manager.admin.job_form import NOTES, JobForm, NotesForm
+from container_manager.admin.job_list import JobListAdmin
 from container_manager.admin.job_page import gather
 from container_manager.core.errors import IllegalTransition, InvalidJob
-from container_manager.core.outcome import REASONS
 from container_manager.core.states import FINAL, Status
 from container_manager.models import ContainerJob, ExecutionMetadata, JobEvent, LogChunk
 
-_ID_PREFIX = re.compile(r"[0-9a-f]{4,8}(-[0-9a-f-]{0,27})?|[0-9a-f]{4,32}", re.IGNORECASE)
 _PIECE_BYTES = 64 * 1024
 
 
-class ReasonFilter(admin.SimpleListFilter):
-    """Filter by exit reason, in the words of the reason table."""
-
-    title = "reason"
-    parameter_name = "exit_reason"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Every reason, whether a job has it or not: asking the table would read all of it."""
-        return [(reason.value, text.label) for reason, text in REASONS.items()]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """The jobs that ended for the chosen reason."""
-        return queryset.filter(exit_reason=self.value()) if self.value() else queryset
-
-
-class JobList(ChangeList):
-    """The list reads no log and no environment."""
-
-    def get_queryset(self, *args: Any, **kwargs: Any) -> QuerySet[Any]:
-        """The rows of the list, without their large columns."""
-        found = super().get_queryset(*args, **kwargs)
-        assert hasattr(found, "without_logs")  # noqa: S101 - the model's own queryset
-        rows: QuerySet[Any] = found.without_logs()
-        return rows
-
-
 @admin.register(ContainerJob)
-class JobAdmin(PageAdmin):
+class JobAdmin(JobListAdmin):
     """Jobs. The worker's columns are for reading; what describes the container is open while pending."""
 
-    list_display = ["display_name", "display_status", "display_reason", "exit_code_column", "display_image"]
-    list_display += ["display_host", "display_duration", "display_memory", "display_cpu", "created_at"]
-    list_filter = ["status", ReasonFilter, "docker_host", "created_at"]
-    search_fields = ["name", "docker_image", "command"]
-    search_help_text = "Name, image, command, or the beginning of an id"
-    ordering = ["-created_at"]
     actions = ["cancel_selected", "run_again_selected", "delete_selected"]
 
     # ----------------------------------------------------------------------------- rows and rights
-
-    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        """The list that leaves the logs where they are."""
-        return JobList
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[ContainerJob]:
-        """Jobs with what every page shows of their relations."""
-        found: QuerySet[ContainerJob] = super().get_queryset(request)
-        return found.select_related("docker_host")
-
-    def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
-    ) -> tuple[QuerySet[Any], bool]:
-        """By words, and by the beginning of an id with or without its hyphens."""
-        found, duplicates = super().get_search_results(request, queryset, search_term)
-        term = search_term.strip()
-        if _ID_PREFIX.fullmatch(term):
-            found |= queryset.filter(id__startswith=_hyphenated(term))
-        return found, duplicates
 
     def has_delete_permission(self, request: HttpRequest, obj: ContainerJob | None = None) -> bool:
         """Only what has ended can go: a running job's row is what its container is found by."""
@@ -112,9 +45,9 @@ class JobAdmin(PageAdmin):
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         """What a deletion takes, counted: reading it would read every log byte."""
         names = names_of(objs)
-        keys = [job.pk for job in objs]
+        keys: Any = objs.order_by().values("pk") if isinstance(objs, QuerySet) else [job.pk for job in objs]
         counts = {
-            "container jobs": len(keys),
+            "container jobs": len(names),
             "executions": ExecutionMetadata.objects.filter(job__in=keys).count(),
             "job events": JobEvent.objects.filter(job__in=keys).count(),
             "log chunks": LogChunk.objects.filter(execution__job__in=keys).count(),
@@ -180,11 +113,6 @@ class JobAdmin(PageAdmin):
             context["may_run_again"] = self.has_add_permission(request)
         return super().render_change_form(request, context, *args, **kwargs)
 
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
-        """Delete without reading the large columns first."""
-        keys = list(queryset.values_list("pk", flat=True))
-        ContainerJob.objects.without_logs().filter(pk__in=keys).delete()
-
     def _may_save(self, request: HttpRequest, obj: Any) -> bool:
         if obj is None:
             return self.has_add_permission(request)
@@ -200,7 +128,7 @@ class JobAdmin(PageAdmin):
     @admin.action(description="Run selected jobs again", permissions=["add"])
     def run_again_selected(self, request: HttpRequest, queryset: QuerySet[ContainerJob]) -> None:
         """Make a new job from each selected one."""
-        jobs = ContainerJob.objects.filter(pk__in=list(queryset.values_list("pk", flat=True)))
+        jobs = ContainerJob.objects.filter(pk__in=queryset.order_by().values("pk"))
         jobs = jobs.select_related("docker_host", "environment_template").order_by("created_at")
         jobs = jobs.defer("stdout_log", "stderr_log", "docker_log")
         self._tell(request, run_all_again(jobs, request.user), "created", "Created as a repetition.")
@@ -274,62 +202,6 @@ class JobAdmin(PageAdmin):
             reverse(f"admin:{_name('change')}", args=[key], current_app=self.admin_site.name)
         )
 
-    # ----------------------------------------------------------------------------------- columns
-
-    @admin.display(description="job", ordering="name")
-    def display_name(self, job: ContainerJob) -> SafeString:
-        """The name, and enough of the id to tell two runs apart."""
-        short = str(job.id)[:8]
-        name = line(job.name) if job.name else "unnamed"
-        return format_html('{}<span class="cm-under">{}</span>', name, short)
-
-    @admin.display(description="status", ordering="status")
-    def display_status(self, job: ContainerJob) -> SafeString:
-        """The status in a word."""
-        if job.cancel_requested_at is not None and not job.is_finished:
-            return format_html('{}<span class="cm-under">cancelling</span>', status_badge(job.status))
-        return status_badge(job.status)
-
-    @admin.display(description="reason", ordering="exit_reason")
-    def display_reason(self, job: ContainerJob) -> str:
-        """Why it ended."""
-        return reason_label(job.exit_reason)
-
-    @admin.display(description="exit code", ordering="exit_code")
-    def exit_code_column(self, job: ContainerJob) -> str:
-        """What the program returned."""
-        return exit_code_text(job.exit_code)
-
-    @admin.display(description="image", ordering="docker_image")
-    def display_image(self, job: ContainerJob) -> SafeString:
-        """The image as asked for."""
-        return format_html('<span class="cm-code">{}</span>', line(job.docker_image))
-
-    @admin.display(description="host", ordering="docker_host__name")
-    def display_host(self, job: ContainerJob) -> str:
-        """Where it runs or ran."""
-        return line(job.docker_host.name)
-
-    @admin.display(
-        description="duration",
-        ordering=ExpressionWrapper(F("completed_at") - F("started_at"), output_field=DurationField()),
-    )
-    def display_duration(self, job: ContainerJob) -> str:
-        """How long the program ran; of a running one, how long so far."""
-        if job.status == Status.RUNNING and job.started_at is not None:
-            return f"{duration_text(max(timezone.now() - job.started_at, timedelta(0)))} so far"
-        return duration_text(job.duration)
-
-    @admin.display(description="peak memory", ordering="max_memory_usage")
-    def display_memory(self, job: ContainerJob) -> str:
-        """The most memory that it held."""
-        return size_text(job.max_memory_usage)
-
-    @admin.display(description="mean CPU", ordering="cpu_usage_percent")
-    def display_cpu(self, job: ContainerJob) -> str:
-        """CPU use over the run; 100 % is one core."""
-        return percent_text(job.cpu_usage_percent)
-
 
 def _is_open(job: ContainerJob | None) -> bool:
     """Whether what describes the container can still change."""
@@ -342,13 +214,6 @@ def _refuse_if_taken(job: ContainerJob | None) -> None:
         raise IllegalTransition(
             "the job is not pending any more, so what describes it is fixed. Create a new one instead"
         )
-
-
-def _hyphenated(prefix: str) -> str:
-    """The beginning of a UUID as it is written: with a hyphen after 8, 12, 16 and 20 digits."""
-    digits = prefix.replace("-", "").lower()
-    parts = [digits[start:end] for start, end in itertools.pairwise((0, 8, 12, 16, 20, 32))]
-    return "-".join(part for part in parts if part)
 
 
 def _pieces(payloads: Iterator[bytes]) -> Iterator[bytes]:

@@ -7,17 +7,22 @@ from typing import Any
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from container_manager.admin.base import RecordAdmin
 from container_manager.admin.display import (
+    brief,
     exit_code_text,
     line,
+    moment_text,
     percent_text,
     reason_label,
     size_text,
     status_badge,
+    two_lines,
 )
+from container_manager.admin.job_list import ReasonFilter
 from container_manager.models import EngineLease, ExecutionMetadata, Installation, JobEvent
 
 _CONTAINER: Any = ["container_name", "container_id", "engine_id", "image_id", "image_digest", "spec_hash"]
@@ -27,12 +32,12 @@ _CONTAINER: Any = ["container_name", "container_id", "engine_id", "image_id", "i
 class EventAdmin(RecordAdmin):
     """Every transition of every job, with who or what caused it."""
 
-    list_display = ["at", "display_job", "transition", "display_target", "display_actor", "display_message"]
+    list_display = ["list_at", "list_job", "display_change", "display_actor", "list_message"]
     list_filter = ["transition", "to_status", "at"]
     search_fields = ["job__name", "actor"]
     ordering = ["-id"]
-    fields = ["at", "display_job", "attempt", "transition", "from_status", "display_target"]
-    fields += ["display_actor", "display_reason", "display_message"]
+    fields = ["at", "display_job", "attempt", "display_change", "display_actor"]
+    fields += ["display_reason", "display_message"]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[JobEvent]:
         """Events with their job's name, and nothing more of the job."""
@@ -45,10 +50,26 @@ class EventAdmin(RecordAdmin):
         """The job's name, or its id."""
         return line(str(event.job))
 
-    @admin.display(description="status after", ordering="to_status")
-    def display_target(self, event: JobEvent) -> SafeString:
-        """The status that the transition led to."""
-        return status_badge(event.to_status)
+    @admin.display(description="at", ordering="id")
+    def list_at(self, event: JobEvent) -> str:
+        """When it happened."""
+        return moment_text(event.at)
+
+    @admin.display(description="job", ordering="job__name")
+    def list_job(self, event: JobEvent) -> str:
+        """The job's name, or its id."""
+        return brief(str(event.job), 40)
+
+    @admin.display(description="transition", ordering="transition")
+    def display_change(self, event: JobEvent) -> SafeString:
+        """The transition, and the statuses on both sides of it."""
+        after = status_badge(event.to_status)
+        return format_html("{} {} \u2192 {}", event.transition.replace("_", " "), event.from_status, after)
+
+    @admin.display(description="message")
+    def list_message(self, event: JobEvent) -> str:
+        """The beginning of the sentence that was stored with it."""
+        return brief(event.message, 100)
 
     @admin.display(description="by", ordering="actor")
     def display_actor(self, event: JobEvent) -> str:
@@ -70,9 +91,8 @@ class EventAdmin(RecordAdmin):
 class ExecutionAdmin(RecordAdmin):
     """Every attempt at every job."""
 
-    list_display = ["display_job", "attempt", "docker_host", "display_reason", "display_code"]
-    list_display += ["started_at", "finished_at", "display_memory", "display_cpu"]
-    list_filter = ["exit_reason", "docker_host", "created_at"]
+    list_display = ["list_job", "docker_host", "list_reason", "list_started", "display_memory", "display_cpu"]
+    list_filter = ["docker_host", "created_at", ReasonFilter]
     search_fields = ["job__name", "container_name", "container_id", "engine_id"]
     ordering = ["-id"]
     fieldsets = [
@@ -97,6 +117,21 @@ class ExecutionAdmin(RecordAdmin):
     def display_job(self, execution: ExecutionMetadata) -> str:
         """The job's name, or its id."""
         return line(str(execution.job))
+
+    @admin.display(description="job", ordering="job__name")
+    def list_job(self, execution: ExecutionMetadata) -> SafeString:
+        """The job's name, or its id, and which attempt at it."""
+        return two_lines(brief(str(execution.job), 40), f"attempt {execution.attempt}")
+
+    @admin.display(description="reason, exit code", ordering="exit_reason")
+    def list_reason(self, execution: ExecutionMetadata) -> SafeString:
+        """Why it ended, and what the program returned."""
+        return two_lines(reason_label(execution.exit_reason), exit_code_text(execution.exit_code))
+
+    @admin.display(description="started, ended", ordering="started_at")
+    def list_started(self, execution: ExecutionMetadata) -> SafeString:
+        """Both times, by the engine's clock."""
+        return two_lines(moment_text(execution.started_at), moment_text(execution.finished_at))
 
     @admin.display(description="worker")
     def display_worker(self, execution: ExecutionMetadata) -> str:

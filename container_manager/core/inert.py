@@ -16,8 +16,29 @@ _STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
 )
-_PICTURES = 0x2400  # U+2400 is the picture of U+0000, and so on for the 32 controls
-_PICTURE_OF_DELETE = "\u2421"
+# The names of the 32 controls in order; their pictures in Unicode are missing from many fonts.
+_NAMES = (
+    *(
+        "NUL",
+        "SOH",
+        "STX",
+        "ETX",
+        "EOT",
+        "ENQ",
+        "ACK",
+        "BEL",
+        "BS",
+        "TAB",
+        "LF",
+        "VT",
+        "FF",
+        "CR",
+        "SO",
+        "SI",
+    ),
+    *("DLE", "DC1", "DC2", "DC3", "DC4", "NAK", "SYN", "ETB", "CAN", "EM", "SUB", "ESC"),
+    *("FS", "GS", "RS", "US"),
+)
 
 
 def inert(text: str) -> str:
@@ -27,13 +48,13 @@ def inert(text: str) -> str:
 
 def inert_line(text: str) -> str:
     """As `inert`, for text that has to stay on one line: tabs and line feeds are shown as well."""
-    return inert(text).replace("\t", chr(_PICTURES + 9)).replace("\n", chr(_PICTURES + 10))
+    return inert(text).replace("\t", _bracketed("TAB")).replace("\n", _bracketed("LF"))
 
 
 def _sign(match: re.Match[str]) -> str:
     code = ord(match[0])
-    if code < 0x20:
-        return chr(_PICTURES + code)
-    if code == 0x7F:
-        return _PICTURE_OF_DELETE
-    return f"\u27e8U+{code:04X}\u27e9"
+    return _bracketed(_NAMES[code] if code < 0x20 else f"U+{code:04X}")
+
+
+def _bracketed(name: str) -> str:
+    return f"\u27e8{name}\u27e9"

@@ -51,7 +51,7 @@ def hold(engine_id: str = "fake-one", worker: str = "worker:test") -> HeldLease:
 
 def start_job(job: ContainerJob, lease: HeldLease | None = None) -> ExecutionMetadata:
     """Claim a pending job and see it running, as its worker would."""
-    held = lease or hold(job.docker_host.engine_id or "fake-one")
+    held = lease or hold(job.docker_host.engine_id or f"fake-{job.docker_host.name}")
     claimed = lifecycle.claim(held, job.docker_host, limit=1, worker=WORKER, only=[job.pk])
     assert len(claimed) == 1, f"the job {job.pk} was not there to be claimed"
     mine, execution = claimed[0]
@@ -74,7 +74,7 @@ def finish_job(
     docker_log: str = "exited",
 ) -> ExecutionMetadata:
     """Take a pending job to its end with this output, as its worker would; the lease is given back."""
-    lease = hold(job.docker_host.engine_id or "fake-one")
+    lease = hold(job.docker_host.engine_id or f"fake-{job.docker_host.name}")
     execution = start_job(job, lease)
     end = timezone.now()
     frames = [LogFrame(STDOUT, 1_900_000_000_000_000_000, stdout)] if stdout else []
