@@ -113,7 +113,11 @@ def change(job: ContainerJob, update_fields: Collection[str] | None, save: Calla
     """Store what a caller changed on an existing job. Raises IllegalTransition, InvalidJob."""
     wanted = None if update_fields is None else {_attribute(name) for name in update_fields}
     if wanted is not None:
-        unknown = wanted - {*NOTE_FIELDS, *SPEC_FIELDS, "status"}
+        unknown = {
+            name
+            for name in wanted - {*NOTE_FIELDS, *SPEC_FIELDS, "status"}
+            if not job.is_time_as_stored(name)
+        }
         if unknown:
             raise IllegalTransition(
                 f"{', '.join(sorted(unknown))}: written by the worker alone. "
@@ -131,10 +135,12 @@ def change(job: ContainerJob, update_fields: Collection[str] | None, save: Calla
                 raise IllegalTransition(
                     f"{', '.join(changed)}: fixed once the job was claimed. Create a new job instead."
                 )
+            if "docker_host_id" in changed:
+                job.host_pinned = True  # the caller's choice, unless it is to have none
             Desk().admit(job)
             columns.update(SPEC_FIELDS)
         if wanted is not None:
-            columns &= wanted | ({"environment"} if changed else set())
+            columns &= wanted | ({"environment", "host_pinned"} if changed else set())
         loaded = columns & job.__dict__.keys()
         if loaded:
             save(update_fields=[name.removesuffix("_id") for name in sorted(loaded)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Self
 
 from django.conf import settings
@@ -59,6 +59,8 @@ SPEC_FIELDS = (
 )
 #: What a caller may change at any time.
 NOTE_FIELDS = ("name", "description", "priority", "created_by_id")
+#: Times that the worker writes. `update_or_create` names them to `save` whatever its caller names.
+TIME_FIELDS = ("created_at", "launched_at", "started_at", "completed_at", "cancel_requested_at")
 
 #: Longest output that `parsed_output` reads as one document; beyond it only the last line counts.
 PARSED_OUTPUT_BYTES = 4 * 1024 * 1024
@@ -158,6 +160,7 @@ class ContainerJob(models.Model):
         super().__init__(*args, **kwargs)
         self._stored_status: str | None = None
         self._stored_spec: dict[str, Any] = {}
+        self._stored_times: dict[str, datetime | None] = {}
 
     @classmethod
     def from_db(
@@ -169,11 +172,14 @@ class ContainerJob(models.Model):
         return job
 
     def refresh_from_db(
-        self, using: str | None = None, fields: Iterable[str] | None = None, **further: Any
+        self,
+        using: str | None = None,
+        fields: Iterable[str] | None = None,
+        from_queryset: models.QuerySet[ContainerJob] | None = None,
     ) -> None:
         """Read the row again, and take it as what is stored. Deferred columns arrive this way, too."""
         names = None if fields is None else list(fields)
-        super().refresh_from_db(using, names, **further)
+        super().refresh_from_db(using, names, from_queryset)
         self.mark_stored(None if names is None else [*names, *(f"{name}_id" for name in names)])
 
     def clean(self) -> None:
@@ -274,6 +280,10 @@ class ContainerJob(models.Model):
             if name in self.__dict__ and self.__dict__[name] != stored
         ]
 
+    def is_time_as_stored(self, name: str) -> bool:
+        """Whether this is a time of the worker's that nobody has touched since it was read."""
+        return name in self._stored_times and self._stored_times[name] == getattr(self, name)
+
     @property
     def stored_status(self) -> str | None:
         """The status as last read from or written to the database; None where it was not read."""
@@ -285,6 +295,7 @@ class ContainerJob(models.Model):
         if "status" in loaded:
             self._stored_status = self.status
         self._stored_spec |= {name: _frozen(self.__dict__[name]) for name in SPEC_FIELDS if name in loaded}
+        self._stored_times |= {name: self.__dict__[name] for name in TIME_FIELDS if name in loaded}
 
 
 def _frozen(value: Any) -> Any:
