@@ -1,0 +1,1 @@
+"""The pure core: no Django, no engine, no I/O."""

@@ -1,0 +1,189 @@
+"""Why a job ended: each row that was measured on a real engine, and the order in which evidence counts."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from container_manager.core.errors import JobFault
+from container_manager.core.observation import ContainerState, Observation
+from container_manager.core.outcome import REASONS, ExitReason, Intent, decide, rejected
+from container_manager.core.states import FINAL, Status
+
+MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def exited(code: int | None, *, oom: bool = False, error: str = "") -> Observation:
+    return Observation(
+        state=ContainerState.EXITED, exit_code=code, oom_killed=oom, error=error, started_at=MOMENT
+    )
+
+
+def unstarted(code: int, error: str) -> Observation:
+    return Observation(state=ContainerState.CREATED, exit_code=code, error=error)
+
+
+GONE = Observation(state=ContainerState.NOT_FOUND)
+NO_PROGRAM = 'exec: "nope": executable file not found in $PATH'
+
+ROWS = [
+    ("success", exited(0), {}, Status.COMPLETED, ExitReason.SUCCESS, 0),
+    ("out of memory", exited(137, oom=True), {}, Status.FAILED, ExitReason.OUT_OF_MEMORY, 137),
+    ("a child out of memory", exited(0, oom=True), {}, Status.COMPLETED, ExitReason.SUCCESS, 0),
+    ("out of memory, caught", exited(3, oom=True), {}, Status.FAILED, ExitReason.OUT_OF_MEMORY, 3),
+    ("kill -9 from inside", exited(137), {}, Status.FAILED, ExitReason.KILLED_EXTERNALLY, 137),
+    ("kill from outside", exited(143), {}, Status.FAILED, ExitReason.KILLED_EXTERNALLY, 143),
+    ("binary missing", unstarted(127, NO_PROGRAM), {}, Status.FAILED, ExitReason.COMMAND_NOT_FOUND, 127),
+    (
+        "not executable",
+        unstarted(126, "permission denied"),
+        {},
+        Status.FAILED,
+        ExitReason.COMMAND_NOT_EXECUTABLE,
+        126,
+    ),
+    ("unknown user", unstarted(128, "unable to find user x"), {}, Status.FAILED, ExitReason.BAD_USER, 128),
+    (
+        "128 for another cause",
+        unstarted(128, "no such device"),
+        {},
+        Status.FAILED,
+        ExitReason.START_ERROR,
+        128,
+    ),
+    ("125 of the engine", unstarted(125, "oops"), {}, Status.FAILED, ExitReason.START_ERROR, 125),
+    ("no code, but an error", unstarted(0, "oops"), {}, Status.FAILED, ExitReason.START_ERROR, 0),
+    ("its own 125", exited(125), {}, Status.FAILED, ExitReason.APPLICATION_ERROR, 125),
+    ("its own 126", exited(126), {}, Status.FAILED, ExitReason.APPLICATION_ERROR, 126),
+    ("its own 127", exited(127), {}, Status.FAILED, ExitReason.APPLICATION_ERROR, 127),
+    ("its own 128", exited(128), {}, Status.FAILED, ExitReason.APPLICATION_ERROR, 128),
+    ("its own 255", exited(255), {}, Status.FAILED, ExitReason.APPLICATION_ERROR, 255),
+    ("its own 1", exited(1), {}, Status.FAILED, ExitReason.APPLICATION_ERROR, 1),
+    (
+        "host crash",
+        exited(255),
+        {"engine_interrupted": True},
+        Status.FAILED,
+        ExitReason.HOST_CRASHED,
+        255,
+    ),
+    (
+        "host crash, noted",
+        exited(255, error="x"),
+        {},
+        Status.FAILED,
+        ExitReason.HOST_CRASHED,
+        255,
+    ),
+    (
+        "the daemon stopped it by SIGTERM",
+        exited(143),
+        {"engine_interrupted": True},
+        Status.FAILED,
+        ExitReason.ENGINE_STOPPED,
+        143,
+    ),
+    (
+        "the daemon stopped it by SIGKILL",
+        exited(137),
+        {"engine_interrupted": True},
+        Status.FAILED,
+        ExitReason.ENGINE_STOPPED,
+        137,
+    ),
+    (
+        "live-restore, ended meanwhile",
+        exited(3),
+        {"engine_interrupted": True},
+        Status.FAILED,
+        ExitReason.APPLICATION_ERROR,
+        3,
+    ),
+    (
+        "live-restore, succeeded meanwhile",
+        exited(0),
+        {"engine_interrupted": True},
+        Status.COMPLETED,
+        ExitReason.SUCCESS,
+        0,
+    ),
+    ("removed from outside", GONE, {}, Status.FAILED, ExitReason.REMOVED_EXTERNALLY, None),
+    ("nobody knows", exited(None), {}, Status.FAILED, ExitReason.HOST_LOST, None),
+    ("timeout", exited(143), {"intent": Intent.TIMEOUT}, Status.TIMEOUT, ExitReason.TIMEOUT, 143),
+    ("timeout by force", exited(137), {"intent": Intent.TIMEOUT}, Status.TIMEOUT, ExitReason.TIMEOUT, 137),
+    ("cancel", exited(143), {"intent": Intent.CANCEL}, Status.CANCELLED, ExitReason.CANCELLED, 143),
+    ("cancel, then success", exited(0), {"intent": Intent.CANCEL}, Status.CANCELLED, ExitReason.CANCELLED, 0),
+    ("cancel, then gone", GONE, {"intent": Intent.CANCEL}, Status.CANCELLED, ExitReason.CANCELLED, None),
+    (
+        "timeout, while the memory ran out",
+        exited(137, oom=True),
+        {"intent": Intent.TIMEOUT},
+        Status.TIMEOUT,
+        ExitReason.TIMEOUT,
+        137,
+    ),
+    (
+        "out of memory, while the engine was out of sight",
+        exited(137, oom=True),
+        {"engine_interrupted": True},
+        Status.FAILED,
+        ExitReason.OUT_OF_MEMORY,
+        137,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("seen", "known", "status", "reason", "code"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS]
+)
+def test_each_end_has_its_status_and_its_reason(
+    seen: Observation, known: dict[str, object], status: Status, reason: ExitReason, code: int | None
+) -> None:
+    outcome = decide(seen, **known)  # type: ignore[arg-type]
+    assert (outcome.status, outcome.reason, outcome.exit_code) == (status, reason, code)
+
+
+def test_every_end_has_one_final_outcome_and_failures_say_what_to_do() -> None:
+    codes = (None, 0, 1, 125, 126, 127, 128, 137, 143, 255)
+    for state, code, oom, error, intent, interrupted in itertools.product(
+        ContainerState, codes, (False, True), ("", "some error"), Intent, (False, True)
+    ):
+        seen = Observation(state=state, exit_code=code, oom_killed=oom, error=error)
+        outcome = decide(seen, intent=intent, engine_interrupted=interrupted)
+        assert outcome.status in FINAL
+        assert outcome == decide(replace(seen), intent=intent, engine_interrupted=interrupted)
+        assert (outcome.status is Status.COMPLETED) == (outcome.reason is ExitReason.SUCCESS)
+        if outcome.status is Status.FAILED:
+            assert outcome.message.endswith(REASONS[outcome.reason].remedy)
+            assert len(outcome.message) > len(REASONS[outcome.reason].remedy) > 0
+
+
+def test_messages_name_the_limits_and_what_the_engine_said() -> None:
+    assert " of 7 s" in decide(exited(143), intent=Intent.TIMEOUT, timeout_seconds=7).message
+    assert " of 64 MB" in decide(exited(137, oom=True), memory_limit_mb=64).message
+    assert NO_PROGRAM in decide(unstarted(127, NO_PROGRAM)).message
+    assert "exit code 3" in decide(exited(3)).message
+    assert "SIGTERM" in decide(exited(143)).message
+
+
+def test_a_success_says_nothing_unless_a_child_ran_out_of_memory() -> None:
+    assert decide(exited(0)).message == ""
+    assert "child process" in decide(exited(0, oom=True)).message
+
+
+def test_what_never_ran_has_no_exit_code() -> None:
+    outcome = rejected(ExitReason.IMAGE_NOT_FOUND, "No image 'x'.")
+    assert (outcome.status, outcome.exit_code) == (Status.FAILED, None)
+    assert outcome.message == f"No image 'x'. {REASONS[ExitReason.IMAGE_NOT_FOUND].remedy}"
+
+
+def test_every_reason_has_a_label_and_every_driver_fault_a_reason() -> None:
+    assert set(REASONS) == set(ExitReason)
+    assert len({text.label for text in REASONS.values()}) == len(REASONS)
+    faults = JobFault.__subclasses__()
+    assert faults
+    assert all(fault.reason in REASONS for fault in faults)
+    assert not any(fault.retryable for fault in faults)
