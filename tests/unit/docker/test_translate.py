@@ -121,6 +121,11 @@ def inspected(**state: Any) -> dict[str, Any]:
 
 
 class TestObservation:
+    def test_a_program_faster_than_the_answer_to_its_start_did_not_end_before_it(self) -> None:
+        late, early = "2026-11-24T03:22:31.901855703Z", "2026-11-24T03:22:31.890654413Z"
+        seen = translate.observation(inspected(Status="exited", StartedAt=late, FinishedAt=early))
+        assert seen.started_at == seen.finished_at == translate.moment(early)
+
     @pytest.mark.parametrize(
         ("state", "expected", "code", "oom", "ran"),
         [
