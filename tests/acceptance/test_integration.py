@@ -167,7 +167,7 @@ def webhook(web: Receiver, settings: Settings) -> Iterator[Receiver]:
 
 
 def test_a_receiver_of_post_save_hears_of_each_status(local_host: ExecutorHost, webhook: Receiver) -> None:
-    job = ContainerJob.objects.create_job(image="alpine:3.18", command="sh -c 'exit 4'", name="announced")
+    job = ContainerJob.objects.create_job(image="alpine:3.18", command="sleep 0.2; exit 4", name="announced")
     job.description = "saving something else is not a change of status"
     job.save(update_fields=["description"])
     drain()
