@@ -80,7 +80,7 @@ def _fill(database: str, host: ExecutorHost, count: int, status: str) -> None:
 
     one = ContainerJob.objects.create_job("bench:1", ["true"], docker_host=host)
     quote = connection.ops.quote_name
-    columns = [field.column for field in ContainerJob._meta.concrete_fields]
+    columns = [str(field.column) for field in ContainerJob._meta.concrete_fields]
     values = {column: quote(column) for column in columns}
     values["id"] = _ID[database]
     values["status"] = "%s"

@@ -22,7 +22,7 @@ class Witness:
     """Collects the engine's container events while its context is open."""
 
     def __init__(self, url: str) -> None:
-        self._client = docker.APIClient(base_url=url, version="1.41", timeout=None)
+        self._client = docker.APIClient(base_url=url, version="1.41", timeout=3600)
         self._client.trust_env = False
         self._seen: list[Event] = []
         self._changed = threading.Condition()

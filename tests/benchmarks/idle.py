@@ -24,8 +24,9 @@ def measure(context: Context) -> list[Row]:
         tempfile.TemporaryDirectory(prefix="cj-bench-") as folder,
         CountingProxy(context.engine_url, Path(folder) / "docker.sock") as proxy,
     ):
-        set_up(proxy.url, slots=sleepers)
-        with WorkerProcess("--concurrency", str(sleepers)) as worker:
+        room = sleepers + 10  # a worker with free slots looks for jobs all the time
+        set_up(proxy.url, slots=room)
+        with WorkerProcess("--concurrency", str(room)) as worker:
             jobs = _start(context, sleepers)
             try:
                 _settle(proxy, sleepers)

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import docker
+from docker.types import LogConfig
 
 MEBIBYTE = 1024 * 1024
 LABEL = "container-jobs-bench"
@@ -42,7 +43,9 @@ class RawEngine:
             read_only=True,
             tmpfs={"/tmp": "rw,exec,nosuid,nodev,mode=1777,size=64m"},
             network_mode=network,
-            log_config={"Type": "local", "Config": {"max-file": "2", "max-size": "512m"}},
+            log_config=LogConfig(
+                type="local", config={"max-file": "2", "max-size": "384m", "compress": "false"}
+            ),
         )
         answer = self._client.create_container(
             self._image,

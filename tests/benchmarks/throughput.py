@@ -15,7 +15,7 @@ from tests.benchmarks.report import Row
 
 COMMAND = ["sh", "-c", "echo done"]
 GOAL, FLOOR = 0.95, 0.85
-SLOTS = (8, 16)
+SLOTS = (4, 8)
 
 
 def measure(context: Context) -> list[Row]:
@@ -73,7 +73,7 @@ def _compare(context: Context, raw: RawEngine, ours: _Drain, network: str, sweep
     rounds = context.pick(1, 3 if network == "none" else 2, 5)
     jobs = context.pick(16, 32, 100)
     yardstick: dict[int, list[float]] = {threads: [] for threads in sweep}
-    figures: dict[int, list[float]] = {slots: [] for slots in (SLOTS if network == "none" else (8,))}
+    figures: dict[int, list[float]] = {slots: [] for slots in SLOTS}
     for _ in range(rounds):
         for threads in sweep:
             yardstick[threads].append(
