@@ -17,7 +17,8 @@ _PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _DOMAIN_PART = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _DOMAIN = re.compile(rf"(?:{_DOMAIN_PART}(?:\.{_DOMAIN_PART})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9a-fA-F]{32,}")
+#: The three that engines know; each has one length and is written in lower case.
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _MAX_NAME = 255
 
@@ -49,20 +50,27 @@ class ImageReference:
 
 
 def parse_image(reference: object, field: str = FIELD) -> ImageReference:
-    """Take a reference apart. Raises InvalidJob with what to write instead."""
-    if not isinstance(reference, str) or not reference:
+    """Take a reference apart. Raises InvalidJob with what to write instead.
+
+    An image id is refused: it names nothing outside one host, and would pass by any list of allowed names.
+    """
+    if not isinstance(reference, str) or not reference.strip():
         raise InvalidJob(field, "no image is given; name one, such as 'python:3.12-slim'.")
-    if reference != reference.strip() or any(character.isspace() for character in reference):
+    if any(character.isspace() for character in reference):
         raise InvalidJob(field, f"{reference!r} has a space or line break in it; take it out.")
     if "://" in reference:
         raise InvalidJob(field, f"{reference!r} is a URL; leave out what comes before and with '://'.")
-    if _IMAGE_ID.fullmatch(reference):
+    # With its algorithm in front an engine reads an id as well, although it would pass as name:tag.
+    if _IMAGE_ID.fullmatch(reference) or _DIGEST.fullmatch(reference):
         raise InvalidJob(
-            field, f"{reference!r} is an image id, which names nothing outside one host; use a name."
+            field,
+            f"{reference!r} is malformed as a name: an image id names nothing outside one host; use a name.",
         )
-    name, _, digest = reference.partition("@")
-    if "@" in reference and not _DIGEST.fullmatch(digest):
-        raise InvalidJob(field, f"{reference!r} has a malformed digest; write name@sha256:<64 hex digits>.")
+    name, at, digest = reference.partition("@")
+    if at and not _DIGEST.fullmatch(digest):
+        raise InvalidJob(
+            field, f"{reference!r} has a malformed digest; write name@sha256:<64 digits of 0-9a-f>."
+        )
     head, slash, last = name.rpartition("/")
     last, colon, tag = last.partition(":")
     if colon and not _TAG.fullmatch(tag):

@@ -13,13 +13,17 @@ from typing import Any
 from container_manager.core.observation import LogFrame
 
 _NANO = 1_000_000_000
+#: Characters of a timestamp and the blank behind it.
+STAMP_LENGTH = 31
 _STAMP = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z ", re.MULTILINE)
+# Escape sequences, and the one-character controls that 8-bit terminals read as such. A string sequence
+# (titles, links) ends on its own line, or only its introducer goes: otherwise one stray pair of bytes
+# would swallow the rest of the log.
 _ESCAPES = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
-    r"|\x1b[\]PX^_].*?(?:\x07|\x1b\\|\Z)"  # OSC, DCS, SOS, PM, APC: titles, links
-    r"|\x1b[ -/]*[0-~]"  # two-character escapes
-    r"|[\x9b][0-?]*[ -/]*[@-~]",
-    re.DOTALL,
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)"  # OSC, DCS and kin
+    r"|\x1b[ -/]*[0-~]"  # everything shorter
+    r"|[\x1b\x80-\x84\x86-\x9f]"  # and what is left of a broken one
 )
 MARK = "[... {count} bytes of this stream are left out here; job.iter_log({stream!r}) has them all ...]\n"
 
@@ -30,20 +34,33 @@ class _Renderer:
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._at_line_start = True
+        self._stamp = ""
+        self._stamp_ns: int | None = None
 
     def feed(self, frame: LogFrame) -> str:
-        text = self._decoder.decode(frame.payload).replace("\0", "\u2400")
-        if not text:
+        if not frame.payload:
             return ""
-        stamp = timestamp(frame.timestamp_ns) + " "
-        body = text[:-1].replace("\n", "\n" + stamp) + text[-1]
-        if self._at_line_start:
-            body = stamp + body
-        self._at_line_start = text[-1] == "\n"
-        return body
+        if frame.timestamp_ns != self._stamp_ns:
+            self._stamp, self._stamp_ns = timestamp(frame.timestamp_ns) + " ", frame.timestamp_ns
+        return self._stamped(self._decoder.decode(frame.payload))
+
+    @property
+    def pending(self) -> int:
+        """Bytes of a character that has not ended yet; `feed` has not shown them."""
+        return len(self._decoder.getstate()[0])
 
     def end(self) -> str:
-        return self._decoder.decode(b"", final=True)
+        return self._stamped(self._decoder.decode(b"", final=True))
+
+    def _stamped(self, text: str) -> str:
+        if not text:
+            return ""
+        text = text.replace("\0", "\u2400")
+        body = text[:-1].replace("\n", "\n" + self._stamp) + text[-1]
+        if self._at_line_start:
+            body = self._stamp + body
+        self._at_line_start = text[-1] == "\n"
+        return body
 
 
 def timestamp(timestamp_ns: int) -> str:
@@ -64,53 +81,115 @@ def render(frames: Iterable[LogFrame]) -> str:
 class BoundedLog:
     """The head and the tail of one stream in constant memory, for a column on the job's row.
 
-    `limit` bounds the payload bytes that are shown, half for each end. What lies between is counted and
-    marked. Adding costs little: text is made only when `text` is asked for.
+    `limit` bounds the characters of `text`, timestamps included, half for each end; the line that marks
+    what is left out comes on top. Memory stays near `limit` whatever the size of the frames, plus the
+    largest frame. Adding costs little: text is made only when it is asked for.
     """
 
     def __init__(self, limit: int, stream: str = "stdout") -> None:
-        self._half = max(limit // 2, 1)
         self._stream = stream
         self._head: list[LogFrame] = []
-        self._head_bytes = 0
-        self._head_full = False
+        self._head_room = max(limit, 0) // 2
+        self._head_open = True
         self._tail: deque[LogFrame] = deque()
-        self._tail_bytes = 0
+        self._tail_limit = max(limit, 0) - self._head_room
+        self._tail_cost = 0
         self.total_bytes = 0
 
     def add(self, frame: LogFrame) -> None:
         """Take the next frame of the stream."""
-        size = len(frame.payload)
-        self.total_bytes += size
-        if not self._head_full:
-            room = self._half - self._head_bytes
-            if size <= room:
+        payload = frame.payload
+        if not payload:
+            return
+        self.total_bytes += len(payload)
+        cost = _cost(payload)
+        if self._head_open:
+            if cost <= self._head_room:
                 self._head.append(frame)
-                self._head_bytes += size
+                self._head_room -= cost
                 return
-            self._head_full = True
-            self._head.append(frame._replace(payload=frame.payload[:room]))
-            self._head_bytes += room
-            frame = frame._replace(payload=frame.payload[room:])
-            size -= room
-        self._tail.append(frame)
-        self._tail_bytes += size
-        while self._tail_bytes - len(self._tail[0].payload) >= self._half:
-            self._tail_bytes -= len(self._tail.popleft().payload)
+            self._head_open = False
+            cut = _beginning(payload, self._head_room)
+            if cut:
+                self._head.append(frame._replace(payload=payload[:cut]))
+                frame = frame._replace(payload=payload[cut:])
+                cost = _cost(frame.payload)
+        tail = self._tail
+        tail.append(frame)
+        self._tail_cost += cost
+        while len(tail) > 1:
+            oldest = _cost(tail[0].payload)
+            if self._tail_cost - oldest < self._tail_limit:
+                break
+            self._tail_cost -= oldest
+            tail.popleft()
 
     @property
     def text(self) -> str:
         """What the column shows: everything, or head, mark and tail."""
-        tail = list(self._tail)
-        excess = self._tail_bytes - self._half
-        if excess > 0:
-            tail[0] = tail[0]._replace(payload=tail[0].payload[excess:])
-        left_out = self.total_bytes - self._head_bytes - min(self._tail_bytes, self._half)
-        if not left_out:
-            return render([*self._head, *tail])
-        head = render(self._head)
-        mark = MARK.format(count=left_out, stream=self._stream)
-        return f"{head}{'' if head.endswith(chr(10)) or not head else chr(10)}{mark}{render(tail)}"
+        head, tail = list(self._head), list(self._tail)
+        if self._tail_cost > self._tail_limit:
+            first = tail[0].payload
+            room = self._tail_limit - (self._tail_cost - _cost(first))
+            tail[0] = tail[0]._replace(payload=first[_end(first, room) :])
+        if _size(head) + _size(tail) == self.total_bytes:
+            return render([*head, *tail])
+        # A character that the gap cuts in two is left out whole, on either side.
+        renderer = _Renderer()
+        above = "".join([renderer.feed(frame) for frame in head])
+        _drop_cut_character(tail)
+        count = self.total_bytes - _size(head) + renderer.pending - _size(tail)
+        line_end = "\n" if above and not above.endswith("\n") else ""
+        return f"{above}{line_end}{MARK.format(count=count, stream=self._stream)}{render(tail)}"
+
+
+def _cost(payload: bytes) -> int:
+    """The most characters that a payload can become: each of its lines may get a timestamp."""
+    return len(payload) + STAMP_LENGTH * (payload.count(b"\n", 0, -1) + 1)
+
+
+def _size(frames: list[LogFrame]) -> int:
+    return sum([len(frame.payload) for frame in frames])
+
+
+def _beginning(payload: bytes, room: int) -> int:
+    """How many of the first bytes cost no more than `room`."""
+    position = 0
+    while position < len(payload):
+        line_end = payload.find(b"\n", position) + 1 or len(payload)
+        cost = line_end - position + STAMP_LENGTH
+        if cost > room:
+            return position + max(0, room - STAMP_LENGTH)
+        room -= cost
+        position = line_end
+    return position
+
+
+def _end(payload: bytes, room: int) -> int:
+    """Where the last bytes begin that cost no more than `room`."""
+    position = len(payload)
+    while position > 0:
+        line_start = payload.rfind(b"\n", 0, position - 1) + 1
+        cost = position - line_start + STAMP_LENGTH
+        if cost > room:
+            return position - max(0, room - STAMP_LENGTH)
+        room -= cost
+        position = line_start
+    return position
+
+
+def _drop_cut_character(frames: list[LogFrame]) -> None:
+    """Take off the last bytes of a character, at most three, whose first byte is not there."""
+    dropped = 0
+    while frames and dropped < 3:
+        payload = frames[0].payload
+        if payload and payload[0] & 0xC0 != 0x80:
+            return
+        dropped += len(payload[:1])
+        if len(payload) > 1:
+            frames[0] = frames[0]._replace(payload=payload[1:])
+        else:
+            del frames[0]
 
 
 def clean_output(text: str) -> str:
@@ -119,18 +198,23 @@ def clean_output(text: str) -> str:
 
 
 def parse_output(text: str) -> Any:
-    """The JSON document that the text is; else the object or array on its last line; else None."""
-    stripped = text.strip()
+    """The JSON document that the text is; else its last JSON line; else None.
+
+    The whole text may be any JSON value, `42` and `"done"` included. A single line counts only as an object
+    or array, as words and numbers stand in any log, and only without indentation: an indented line is a
+    part of something larger. As Python's own writer makes them, NaN and Infinity are read as well.
+    """
+    stripped = text.lstrip("\ufeff").strip()
     if not stripped:
         return None
     try:
         return json.loads(stripped)
     except (ValueError, RecursionError):
-        pass
-    last = stripped.rpartition("\n")[2].strip()
-    if not last.startswith(("{", "[")):
-        return None
-    try:
-        return json.loads(last)
-    except (ValueError, RecursionError):
-        return None
+        pass  # not one document: it may end with one
+    for line in reversed(stripped.split("\n")):
+        if line.startswith(("{", "[")) and line.rstrip().endswith(("}", "]")):
+            try:
+                return json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # a log line such as `[INFO] read [3 of 7]`
+    return None

@@ -13,8 +13,17 @@ SHAPE = 'a list of {"network_name": "...", "aliases": ["...", ...]}'
 DEFAULT_NETWORK = "bridge"
 NO_NETWORK = "none"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_FOREIGN = ("container:", "ns:", "service:")
 _ALIAS = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+
+
+def is_foreign_namespace(name: str) -> bool:
+    """Whether the name is an engine's word for the network of the host or of another container.
+
+    Such a name is well-formed; that no job may have it is a rule of `core.policy`.
+    """
+    return name == "host" or name.startswith(_FOREIGN)
 
 
 def parse_networks(value: object) -> tuple[NetworkAttachment, ...]:
@@ -39,8 +48,14 @@ def _parse_one(index: int, item: object) -> NetworkAttachment:
     if unknown:
         raise InvalidJob(FIELD, f"{where} has the unknown key {unknown[0]!r}; give {SHAPE}.")
     name = item.get("network_name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if name is None:
+        raise InvalidJob(FIELD, f"{where} has no network_name; give {SHAPE}.")
+    if not isinstance(name, str) or not (_NAME.fullmatch(name) or is_foreign_namespace(name)):
         raise InvalidJob(FIELD, f"{where} has the network_name {name!r}; give the name of a network.")
+    if name == "default":
+        raise InvalidJob(
+            FIELD, f"{where}: 'default' is the engine's word for {DEFAULT_NETWORK!r}; write that."
+        )
     aliases = item.get("aliases", [])
     if not isinstance(aliases, list | tuple):
         raise InvalidJob(

@@ -40,17 +40,20 @@ def choose(hosts: Sequence[HostState], *, cpus: float) -> HostState:
 
 def _burden(host: HostState) -> tuple[bool, float, str]:
     load = host.used + host.queued
-    capacity = host.max_jobs * host.weight
-    return load >= host.max_jobs, (load + 1) / capacity if capacity else float("inf"), host.name
+    return load >= host.max_jobs, (load + 1) / (host.max_jobs * host.weight), host.name
 
 
 def _objection(host: HostState, cpus: float) -> str:
     if not host.is_active:
         return "not active"
+    if host.max_jobs <= 0:
+        return "takes no jobs: its max_concurrent_jobs is 0"
+    if host.weight <= 0:
+        return "takes only jobs that name it: its weight is 0"
     if host.status in _DOWN:
         return _DOWN[host.status]
     if host.cpus is not None and cpus > host.cpus:
-        return f"has {host.cpus} CPUs, the job asks for {cpus:g}"
+        return f"has {host.cpus} CPUs, the job asks for {cpus:g} (cpu_limit)"
     return ""
 
 
@@ -60,4 +63,4 @@ def _explanation(hosts: Sequence[HostState], cpus: float) -> str:
     reasons = "; ".join(
         f"{host.name}: {_objection(host, cpus)}" for host in sorted(hosts, key=lambda h: h.name)
     )
-    return f"no host can take the job ({reasons}). Activate or repair one, or register another: {REGISTER}"
+    return f"no host can take the job ({reasons}). Mend what stands there, or register another: {REGISTER}"

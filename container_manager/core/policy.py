@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from container_manager.core.errors import PolicyViolation
+from container_manager.core.limits import CPUS, MEMORY, TIMEOUT, shown, user_problem
+from container_manager.core.networks import is_foreign_namespace
+from container_manager.core.plain import unfit
 from container_manager.core.spec import ContainerSpec, NetworkAttachment
 
 MEBIBYTE = 1024 * 1024
-#: What an engine needs at least to start anything.
-MIN_MEMORY_MB = 6
-#: User and group ids up to this one belong to the system.
-MAX_SYSTEM_ID = 1000
-_MAX_ID = 2**31 - 1
+#: The container's own tmpfs: where a job may write, and its home unless it says otherwise.
+TMP = "/tmp"  # noqa: S108
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,132 +65,78 @@ class Rule:
     check: Callable[[JobRequest, Policy], str]
 
 
-def _number(value: object, *, whole: bool) -> str:
-    if value is None:
-        return "it is None, which an engine reads as unlimited; give a number."
-    wanted = "a whole number" if whole else "a number"
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        return f"{value!r} is not {wanted}."
-    if not math.isfinite(value):
-        return f"{value!r} is not {wanted}."
-    if value <= 0:
-        return f"{value!r} is not above 0; an engine reads 0 as unlimited."
-    return ""
+def _memory(request: JobRequest, policy: Policy) -> str:
+    return MEMORY.problem(request.memory_limit, policy.max_memory_mb)
 
 
-def _ceiling(value: float, ceiling: float, unit: str, setting: str) -> str:
-    if value <= ceiling:
-        return ""
-    return f"{value:g} {unit} is above the ceiling of {ceiling:g} {unit}; ask for less, or raise {setting}."
+def _cpu(request: JobRequest, policy: Policy) -> str:
+    return CPUS.problem(request.cpu_limit, policy.max_cpus)
 
 
-def _memory_is_number(request: JobRequest, policy: Policy) -> str:  # noqa: ARG001
-    return _number(request.memory_limit, whole=True)
-
-
-def _memory_enough(request: JobRequest, policy: Policy) -> str:  # noqa: ARG001
-    if _number(request.memory_limit, whole=True) or request.memory_limit >= MIN_MEMORY_MB:
-        return ""
-    return f"{request.memory_limit} MB is below the {MIN_MEMORY_MB} MB that an engine needs; ask for more."
-
-
-def _memory_ceiling(request: JobRequest, policy: Policy) -> str:
-    if _number(request.memory_limit, whole=True):
-        return ""
-    return _ceiling(request.memory_limit, policy.max_memory_mb, "MB", "MAX_MEMORY_LIMIT")
-
-
-def _cpu_is_number(request: JobRequest, policy: Policy) -> str:  # noqa: ARG001
-    problem = _number(request.cpu_limit, whole=False)
-    if not problem and request.cpu_limit < 0.01:
-        return f"{request.cpu_limit!r} is below 0.01, the least that an engine accepts."
-    return problem
-
-
-def _cpu_ceiling(request: JobRequest, policy: Policy) -> str:
-    if _number(request.cpu_limit, whole=False):
-        return ""
-    return _ceiling(request.cpu_limit, policy.max_cpus, "cores", "MAX_CPU_LIMIT")
-
-
-def _timeout_is_number(request: JobRequest, policy: Policy) -> str:  # noqa: ARG001
-    return _number(request.timeout_seconds, whole=True)
-
-
-def _timeout_ceiling(request: JobRequest, policy: Policy) -> str:
-    if _number(request.timeout_seconds, whole=True):
-        return ""
-    return _ceiling(request.timeout_seconds, policy.max_timeout, "s", "MAX_TIMEOUT_SECONDS")
+def _timeout(request: JobRequest, policy: Policy) -> str:
+    return TIMEOUT.problem(request.timeout_seconds, policy.max_timeout)
 
 
 def _directory(request: JobRequest, policy: Policy) -> str:  # noqa: ARG001
-    path = request.working_directory
+    path: object = request.working_directory
     if not isinstance(path, str):
-        return f"it is a {type(path).__name__}; give an absolute path."
-    if "\0" in path or "\n" in path:
-        return "it has a NUL or a line break in it; take it out."
+        return f"it is a {type(path).__name__}; give an absolute path, or '' for the image's own."
+    if "\n" in path or "\r" in path:
+        return "it has a line break in it; take it out."
+    if unfit(path):
+        return f"it {unfit(path)}."
     if path and not path.startswith("/"):
-        return f"{path!r} is relative; give an absolute path such as '/app'."
+        return f"{shown(path)} is relative; give an absolute path such as '/app'."
     if ".." in path.split("/"):
-        return f"{path!r} has '..' in it; give the path itself."
+        return f"{shown(path)} has '..' in it; give the path that it leads to."
     return ""
 
 
 def _user(request: JobRequest, policy: Policy) -> str:  # noqa: ARG001
-    return _user_problem(request.user) if request.user else ""
-
-
-def _user_problem(user: str) -> str:
-    parts = user.split(":")
-    numeric = len(parts) == 2 and all(part.isascii() and part.isdigit() and len(part) < 11 for part in parts)
-    if not numeric:
-        return f"{user!r} is not a numeric uid:gid, such as '10001:10001'."
-    if not all(MAX_SYSTEM_ID < int(part) <= _MAX_ID for part in parts):
-        return f"{user!r} has an id of {MAX_SYSTEM_ID} or below, which are the system's; use ids above it."
-    return ""
+    return "" if request.user == "" else user_problem(request.user)
 
 
 def _root_filesystem(request: JobRequest, policy: Policy) -> str:
-    if request.read_only_root or policy.allow_writable_root:
+    if request.read_only_root is True or (request.read_only_root is False and policy.allow_writable_root):
         return ""
-    return "a writable root filesystem is not allowed; write to /tmp, or set ALLOW_WRITABLE_ROOT."
+    if request.read_only_root is False:
+        return (
+            "a writable root filesystem is not allowed; write to /tmp, "
+            "or set ALLOW_WRITABLE_ROOT in CONTAINER_MANAGER_SETTINGS."
+        )
+    return f"{shown(request.read_only_root)} is neither True nor False; give one of them."
 
 
 def _networks(request: JobRequest, policy: Policy) -> str:  # noqa: ARG001
     for network in request.networks:
-        if _is_foreign_namespace(network.network_name):
+        if is_foreign_namespace(network.network_name):
             return (
-                f"{network.network_name!r} would share a network namespace with the host or another "
-                "container; use a network of your own."
+                f"{network.network_name!r} would share the network of the host or of another container; "
+                "join a network of your own, or leave it out for the default bridge."
             )
     return ""
 
 
-def _is_foreign_namespace(name: str) -> bool:
-    return name == "host" or name.startswith(("container:", "ns:", "service:"))
-
-
 #: Judged in this order; the first violation is what a caller sees.
 RULES: tuple[Rule, ...] = (
-    Rule(name="memory-number", field="memory_limit", why="No job without a limit.", check=_memory_is_number),
-    Rule(name="memory-floor", field="memory_limit", why="Less starts nothing.", check=_memory_enough),
-    Rule(name="memory-ceiling", field="memory_limit", why="Hosts are shared.", check=_memory_ceiling),
-    Rule(name="cpu-number", field="cpu_limit", why="No job without a limit.", check=_cpu_is_number),
-    Rule(name="cpu-ceiling", field="cpu_limit", why="Hosts are shared.", check=_cpu_ceiling),
-    Rule(name="timeout-number", field="timeout_seconds", why="Every job ends.", check=_timeout_is_number),
-    Rule(name="timeout-ceiling", field="timeout_seconds", why="Every job ends.", check=_timeout_ceiling),
-    Rule(name="directory", field="working_directory", why="One meaning only.", check=_directory),
+    Rule(name="memory", field="memory_limit", why="No job takes a host's memory.", check=_memory),
+    Rule(name="cpu", field="cpu_limit", why="No job takes a host's processors.", check=_cpu),
+    Rule(name="timeout", field="timeout_seconds", why="Every job ends.", check=_timeout),
+    Rule(name="directory", field="working_directory", why="A path has one meaning.", check=_directory),
     Rule(name="user", field="user", why="Never root, never a system user.", check=_user),
     Rule(
-        name="root-filesystem", field="read_only_root", why="Nothing to tamper with.", check=_root_filesystem
+        name="root-filesystem",
+        field="read_only_root",
+        why="A program cannot be tampered with.",
+        check=_root_filesystem,
     ),
-    Rule(name="network-namespace", field="network_configuration", why="Never the host's.", check=_networks),
+    Rule(
+        name="network-namespace",
+        field="network_configuration",
+        why="Never the network of the host or of another container.",
+        check=_networks,
+    ),
 )
-
-CAP_DROP = ("ALL",)
-SECURITY_OPT = ("no-new-privileges",)
-#: Programs may be run from /tmp: build tools and wheels unpack there. No setuid, no devices.
-TMPFS_OPTIONS = "rw,exec,nosuid,nodev,mode=1777"
 
 
 def violations(
@@ -202,9 +148,13 @@ def violations(
         message = rule.check(request, policy)
         if message:
             found.append(PolicyViolation(rule.field, message, rule=rule.name))
-    if not found and cpus is not None and request.cpu_limit > cpus:
+    numeric = all(violation.field != "cpu_limit" for violation in found)
+    if numeric and cpus is not None and request.cpu_limit > cpus:
         host = f"the host {host_name!r}" if host_name else "the host"
-        message = f"{request.cpu_limit:g} cores are more than the {cpus} of {host}; ask for less."
+        message = (
+            f"{request.cpu_limit:g} cores are more than the {cpus} of {host}; "
+            "ask for less, or name a larger host."
+        )
         found.append(PolicyViolation("cpu_limit", message, rule="cpu-host"))
     return found
 
@@ -215,12 +165,93 @@ def enforce(request: JobRequest, policy: Policy, *, cpus: int | None = None, hos
         raise violation
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerRule:
+    """What holds for every container, whatever its job asked for."""
+
+    name: str
+    field: str
+    why: str
+    holds: Callable[[ContainerSpec, Policy], bool]
+
+
+CAP_DROP = ("ALL",)
+SECURITY_OPT = ("no-new-privileges",)
+#: Programs may be run from /tmp: build tools and wheels unpack there. No setuid, no devices.
+TMPFS_OPTIONS = "rw,exec,nosuid,nodev,mode=1777"
+
+CONTAINER_RULES: tuple[ContainerRule, ...] = (
+    ContainerRule(
+        name="user",
+        field="user",
+        why="Never root, never a system user, never the image's own choice.",
+        holds=lambda spec, _: not user_problem(spec.user),
+    ),
+    ContainerRule(
+        name="capabilities",
+        field="cap_drop",
+        why="A job needs no power of root.",
+        holds=lambda spec, _: spec.cap_drop == CAP_DROP,
+    ),
+    ContainerRule(
+        name="no-new-privileges",
+        field="security_opt",
+        why="A setuid program in the image gains nothing; the engine's own profiles stay on.",
+        holds=lambda spec, _: spec.security_opt == SECURITY_OPT,
+    ),
+    ContainerRule(
+        name="memory",
+        field="memory_bytes",
+        why="An engine reads 0 as unlimited.",
+        holds=lambda spec, policy: (
+            MEMORY.floor * MEBIBYTE <= spec.memory_bytes <= policy.max_memory_mb * MEBIBYTE
+        ),
+    ),
+    ContainerRule(
+        name="cpu",
+        field="cpus",
+        why="An engine reads 0 as unlimited.",
+        holds=lambda spec, policy: not CPUS.problem(spec.cpus, policy.max_cpus),
+    ),
+    ContainerRule(
+        name="processes",
+        field="pids_limit",
+        why="A fork bomb stays in its container; an engine reads 0 as unlimited.",
+        holds=lambda spec, policy: 0 < spec.pids_limit <= policy.pids_limit,
+    ),
+    ContainerRule(
+        name="root-filesystem",
+        field="read_only_root",
+        why="A program cannot be tampered with.",
+        holds=lambda spec, policy: spec.read_only_root or policy.allow_writable_root,
+    ),
+    ContainerRule(
+        name="tmpfs",
+        field="tmpfs",
+        why="One writable place of known size, without setuid programs and devices.",
+        holds=lambda spec, policy: spec.tmpfs == _tmpfs(policy),
+    ),
+    ContainerRule(
+        name="network-namespace",
+        field="networks",
+        why="Never the network of the host or of another container.",
+        holds=lambda spec, _: not any(is_foreign_namespace(one.network_name) for one in spec.networks),
+    ),
+    ContainerRule(
+        name="log-size",
+        field="log_options",
+        why="A flood of output does not fill the host's disk.",
+        holds=lambda spec, policy: spec.log_options == _log_options(policy),
+    ),
+)
+
+
 def build_spec(
     request: JobRequest, policy: Policy, *, name: str, installation: str, job_id: str, attempt: int
 ) -> ContainerSpec:
     """The container for a request that `enforce` has passed. Raises PolicyViolation if it has not."""
     enforce(request, policy)
-    environment = {"HOME": "/tmp", **request.environment}  # noqa: S108 - the container's own tmpfs
+    environment = {"HOME": TMP, **request.environment}
     spec = ContainerSpec(
         name=name,
         installation=installation,
@@ -235,7 +266,7 @@ def build_spec(
         cpus=request.cpu_limit,
         pids_limit=policy.pids_limit,
         read_only_root=request.read_only_root,
-        tmpfs=(("/tmp", f"{TMPFS_OPTIONS},size={policy.tmpfs_mb}m"),),  # noqa: S108
+        tmpfs=_tmpfs(policy),
         networks=request.networks,
         cap_drop=CAP_DROP,
         security_opt=SECURITY_OPT,
@@ -247,24 +278,25 @@ def build_spec(
 
 def verify_spec(spec: ContainerSpec, policy: Policy) -> None:
     """The last look at a finished container. Raises PolicyViolation; a bug of ours is the only cause."""
-    facts = (
-        ("user", not _user_problem(spec.user)),
-        ("cap_drop", "ALL" in spec.cap_drop),
-        ("security_opt", "no-new-privileges" in spec.security_opt),
-        ("memory_limit", 0 < spec.memory_bytes <= policy.max_memory_mb * MEBIBYTE),
-        ("cpu_limit", 0 < spec.cpus <= policy.max_cpus),
-        ("pids_limit", 0 < spec.pids_limit <= policy.pids_limit),
-        ("read_only_root", spec.read_only_root or policy.allow_writable_root),
-        ("network_configuration", not any(_is_foreign_namespace(n.network_name) for n in spec.networks)),
-    )
-    for field, holds in facts:
-        if not holds:
+    for rule in CONTAINER_RULES:
+        if not rule.holds(spec, policy):
             raise PolicyViolation(
-                field, "the finished container breaks the policy; this is a bug.", rule="spec"
+                rule.field,
+                f"the finished container breaks the rule {rule.name!r} ({rule.why.rstrip('.')}). "
+                "This is a bug of the package, not of the job; please report it.",
+                rule=rule.name,
             )
 
 
+def _tmpfs(policy: Policy) -> tuple[tuple[str, str], ...]:
+    return ((TMP, f"{TMPFS_OPTIONS},size={policy.tmpfs_mb}m"),)
+
+
 def _log_options(policy: Policy) -> tuple[tuple[str, str], ...]:
-    """The engine's own rotation, well above what we store: it loses lines without a word when it turns."""
-    megabytes = max(16, math.ceil(policy.log_max_bytes * 1.5 / MEBIBYTE))
-    return (("compress", "false"), ("max-file", "2"), ("max-size", f"{megabytes}m"))
+    """The engine's own rotation, far above what we store: it drops the oldest file without a word.
+
+    An engine adds some tens of bytes to each line. Two files, each of twice the cap, hold a log of the cap's
+    size down to lines of about 25 bytes, unread; a reader that keeps up is not bound by that.
+    """
+    megabytes = max(16, math.ceil(policy.log_max_bytes * 2 / MEBIBYTE))
+    return (("max-file", "2"), ("max-size", f"{megabytes}m"))
