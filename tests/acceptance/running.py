@@ -69,10 +69,11 @@ def finished(job: ContainerJob) -> ContainerJob:
 
 def stored(job: ContainerJob) -> ContainerJob:
     """A fresh copy of the job."""
-    return ContainerJob.objects.get(pk=job.pk)
+    fresh: ContainerJob = ContainerJob.objects.get(pk=job.pk)
+    return fresh
 
 
-def until(look: Callable[[], _T], what: str, *, seconds: float = PATIENCE_SECONDS) -> _T:
+def until(look: Callable[[], _T | None], what: str, *, seconds: float = PATIENCE_SECONDS) -> _T:
     """Look until the answer is true, and return it; fail when it is not within the time."""
     deadline = time.monotonic() + seconds
     pause = threading.Event()
