@@ -34,14 +34,13 @@ def judge(
 ) -> Verdict:
     """Say whether a container goes. `record` is None where the database does not know the job.
 
-    A young container may be ahead of the database's answer; it is left alone for `grace_seconds`. One
-    whose age is unknown counts as young.
+    That a job has ended is sure knowledge, and only its retention counts. Else a young container may be
+    ahead of the database's answer and is left alone for `grace_seconds`; unknown age counts as young.
     """
+    if record is not None and record.status in FINAL and attempt == record.attempt:
+        ended = record.finished_seconds_ago
+        return Verdict.REMOVE if ended is not None and ended >= retention_seconds else Verdict.KEEP
     if age_seconds is None or age_seconds < grace_seconds:
         return Verdict.KEEP
-    if record is None:
-        return Verdict.REMOVE
-    if record.status not in FINAL:
-        return Verdict.REMOVE if attempt < record.attempt else Verdict.KEEP
-    ended = record.finished_seconds_ago
-    return Verdict.REMOVE if ended is not None and ended >= retention_seconds else Verdict.KEEP
+    superseded = record is not None and attempt < record.attempt
+    return Verdict.REMOVE if record is None or superseded else Verdict.KEEP
