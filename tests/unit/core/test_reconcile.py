@@ -23,9 +23,7 @@ def record(status: Status, *, attempt: int = 1, ago: float | None = None) -> Job
 
 
 @pytest.mark.parametrize("age", [None, 0.0, -5.0, GRACE - 0.01])
-@pytest.mark.parametrize(
-    "known", [None, record(Status.COMPLETED, ago=1e9), record(Status.RUNNING, attempt=9)]
-)
+@pytest.mark.parametrize("known", [None, record(Status.RUNNING, attempt=9)])
 def test_a_young_container_and_one_of_unknown_age_stay(age: float | None, known: JobRecord | None) -> None:
     assert verdict(known, age=age) is Verdict.KEEP
 
@@ -50,5 +48,6 @@ def test_of_a_finished_job_it_goes_after_the_retention(
     assert verdict(record(status, ago=ago)) == expected
 
 
-def test_without_retention_it_goes_at_once() -> None:
-    assert verdict(record(Status.FAILED, ago=0.0), retention=0) is Verdict.REMOVE
+@pytest.mark.parametrize("age", [None, 0.0, 1000.0])
+def test_without_retention_it_goes_at_once_however_young(age: float | None) -> None:
+    assert verdict(record(Status.FAILED, ago=0.0), age=age, retention=0) is Verdict.REMOVE
