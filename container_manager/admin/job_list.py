@@ -104,7 +104,7 @@ class JobListAdmin(PageAdmin):
             return two_lines(badge, "cancelling")
         return badge
 
-    @admin.display(description="reason, exit code", ordering="exit_reason")
+    @admin.display(description="reason, exit", ordering="exit_reason")
     def display_reason(self, job: ContainerJob) -> SafeString | str:
         """Why it ended, and what the program returned."""
         if not job.exit_reason:
@@ -121,13 +121,13 @@ class JobListAdmin(PageAdmin):
         description="duration",
         ordering=ExpressionWrapper(F("completed_at") - F("started_at"), output_field=DurationField()),
     )
-    def display_duration(self, job: ContainerJob) -> str:
+    def display_duration(self, job: ContainerJob) -> SafeString | str:
         """How long the program ran; of a running one, how long so far."""
         if job.status == Status.RUNNING and job.started_at is not None:
-            return f"{duration_text(max(timezone.now() - job.started_at, timedelta(0)))} so far"
+            return two_lines(duration_text(max(timezone.now() - job.started_at, timedelta(0))), "so far")
         return duration_text(job.duration)
 
-    @admin.display(description="peak memory, CPU", ordering="max_memory_usage")
+    @admin.display(description="peak, CPU", ordering="max_memory_usage")
     def display_use(self, job: ContainerJob) -> SafeString | str:
         """The most memory that it held, and CPU use over the run; 100 % is one core."""
         if job.max_memory_usage is None and job.cpu_usage_percent is None:

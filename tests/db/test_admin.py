@@ -861,3 +861,12 @@ def test_every_outcome_has_its_page(admin_client: Client, host: ExecutorHost) ->
         job = make_job(docker_host=host)
         finish_job(job, exit_code=code, intent=intent)
         assert job.status in body(admin_client.get(url("containerjob", "change", job.pk)))
+
+
+def test_a_strict_content_security_policy_would_hold(admin_client: Client, host: ExecutorHost) -> None:
+    job = make_job(docker_host=host)
+    finish_job(job, exit_code=1, stdout=b"x", stderr=b"y")
+    for page in (url("containerjob", "changelist"), url("containerjob", "change", job.pk)):
+        text = body(admin_client.get(page))
+        assert not re.search(r"<[^>]* (style|on[a-z]+)=", text), page
+        assert not re.search(r"<script(?![^>]* src=)|<style", text), page
