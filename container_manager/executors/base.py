@@ -111,8 +111,9 @@ class Executor(ABC):
         """The container's output after `since`, in the order of the engine; to its end when `follow`.
 
         `since` is read as `LogCursor` says: inclusive, the first `frames` frames skipped. Following ends
-        when the container has stopped and everything was delivered. Close the iterator
-        to stop earlier; `close` ends all of them. Raises `ContainerGone`, `HostFault`.
+        when the container has stopped; an engine may end it before a last line without a newline, so read
+        once more without `follow` for all that there is. Close the iterator to stop earlier; `close` ends
+        all of them. Raises `ContainerGone`, `HostFault`.
         """
 
     @abstractmethod
