@@ -14,7 +14,9 @@ from container_manager.core.commands import (
     parse_command,
 )
 from container_manager.core.errors import InvalidJob
-from container_manager.core.plain import MAX_ARGUMENT_BYTES
+
+#: What Linux takes as one argument, its closing NUL included.
+MAX_ARGUMENT_BYTES = 128 * 1024
 
 EXEC = [
     ("python manage.py migrate", ("python", "manage.py", "migrate")),
