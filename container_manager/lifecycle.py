@@ -21,7 +21,7 @@ from django.db.models.signals import post_save
 from django.utils import timezone
 
 from container_manager import signals
-from container_manager.core.errors import ExecutorError, IllegalTransition, JobFault
+from container_manager.core.errors import ExecutorError, IllegalTransition, InvalidJob, JobFault
 from container_manager.core.observation import LogCursor
 from container_manager.core.outcome import ExitReason, Outcome, rejected
 from container_manager.core.states import ACTIVE, FINAL, MOVES, Status, Transition, is_legal
@@ -243,19 +243,21 @@ def claim(
     """Take up to `limit` waiting jobs for a host: by priority, then age. The intent is stored.
 
     `from_hosts`: other hosts' jobs that were placed there by us and may run here instead. `only`: job
-    ids to choose from. Raises LeaseLost.
+    ids to choose from. A job of the host's own is taken even where it asks for more CPUs than there are:
+    somebody has to refuse it. Raises LeaseLost.
     """
     place = Q(docker_host=host)
     if from_hosts:
-        place |= Q(docker_host__in=list(from_hosts), host_pinned=False)
+        movable = Q(docker_host__in=list(from_hosts), host_pinned=False)
+        if host.cpus:
+            movable &= Q(cpu_limit__lte=host.cpus)
+        place |= movable
     features = connections[_alias()].features
     with transaction.atomic(using=_alias()):
         EngineLease.fence(lease)
         waiting: QuerySet[ContainerJob] = QuerySet(ContainerJob).filter(place, status=Status.PENDING)
         if only is not None:
             waiting = waiting.filter(pk__in=list(only))
-        if host.cpus:
-            waiting = waiting.filter(cpu_limit__lte=host.cpus)
         if features.has_select_for_update_skip_locked:
             waiting = waiting.select_for_update(skip_locked=True)
         elif features.has_select_for_update:
@@ -428,10 +430,22 @@ def release(
 
 
 def refuse(
-    lease: HeldLease, job: ContainerJob, execution: ExecutionMetadata, error: ExecutorError, *, worker: str
+    lease: HeldLease,
+    job: ContainerJob,
+    execution: ExecutionMetadata,
+    error: ExecutorError | InvalidJob,
+    *,
+    worker: str,
 ) -> None:
-    """The job as asked for cannot run, and never did: launching -> failed."""
-    reason = error.reason if isinstance(error, JobFault) else ExitReason.CREATE_ERROR
+    """The job as asked for cannot run, and never did: launching -> failed.
+
+    InvalidJob: it was admitted, and rules or its own row have changed since.
+    """
+    if isinstance(error, InvalidJob):
+        reason, message, docker_log = ExitReason.POLICY_REFUSED, str(error), ""
+    else:
+        reason = error.reason if isinstance(error, JobFault) else ExitReason.CREATE_ERROR
+        message, docker_log = error.explained(), error.detail
     nothing = LogState(
         chunk_count=0, cursor=None, stdout_bytes=0, stderr_bytes=0, complete=False, truncated=False
     )
@@ -439,14 +453,14 @@ def refuse(
         lease,
         job,
         execution,
-        rejected(reason, error.explained()),
+        rejected(reason, message),
         started_at=None,
         finished_at=None,
         worker=worker,
         usage=Usage(),
         logs=nothing,
         chunks=(),
-        docker_log=error.detail,
+        docker_log=docker_log,
     )
 
 

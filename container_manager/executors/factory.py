@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 from django.utils import timezone
 
 from container_manager import lifecycle
-from container_manager.core.errors import ConfigurationError, ExecutorError, HostFault, HostMismatch
+from container_manager.core.errors import (
+    ConfigurationError,
+    ExecutorError,
+    HostFault,
+    HostMismatch,
+    InvalidJob,
+)
 from container_manager.core.observation import STDOUT
 from container_manager.core.states import Status
 from container_manager.executors.base import Executor
@@ -64,8 +70,8 @@ class HostExecutor:
         """Start a pending job now and return its execution identifier.
 
         Where a worker serves the host, it does the launching and this call waits for it; else it is done
-        here, and the next worker adopts the running container. Raises JobFault when the job cannot run
-        (it is then `failed`), HostFault when the host cannot be reached (the job stays pending).
+        here, and the next worker adopts the running container. Raises JobFault or InvalidJob when the job
+        cannot run (it is then `failed`), HostFault when the host cannot be reached (the job stays pending).
         """
         facts = self._executor.health()
         self.host.record_up(facts)
@@ -144,16 +150,16 @@ class HostExecutor:
         return executor.docker_client()
 
     def _start(self, lease: HeldLease, job: ContainerJob, execution: ExecutionMetadata) -> None:
-        spec = spec_of(job, Installation.current())
-        execution.spec_hash = spec.digest()
         try:
+            spec = spec_of(job, Installation.current())
+            execution.spec_hash = spec.digest()
             self._executor.pull(spec.image)
             container_id = self._executor.create(spec)
             self._executor.start(container_id)
         except HostFault as error:
             lifecycle.release(lease, job, execution, worker="launch_job", message=str(error), docker_log="")
             raise
-        except ExecutorError as error:
+        except (ExecutorError, InvalidJob) as error:
             lifecycle.refuse(lease, job, execution, error, worker="launch_job")
             raise
         lifecycle.start(

@@ -126,16 +126,53 @@ def request_of(job: ContainerJob) -> JobRequest:
     )
 
 
-def spec_of(job: ContainerJob, installation: str) -> ContainerSpec:
-    """The container of the job's current attempt, built from the policy in force."""
+def spec_of(job: ContainerJob, installation: str, *, as_admitted: bool = False) -> ContainerSpec:
+    """The container of the job's current attempt, built from the policy in force. Raises InvalidJob.
+
+    `as_admitted`: it may be running already, and a ceiling that was lowered since does not undo that.
+    """
+    policy = get_settings().policy()
+    if as_admitted:
+        policy = replace(
+            policy,
+            max_memory_mb=max(policy.max_memory_mb, job.memory_limit),
+            max_cpus=max(policy.max_cpus, job.cpu_limit),
+            max_timeout=max(policy.max_timeout, job.timeout_seconds),
+            allow_writable_root=True,
+        )
     return build_spec(
         request_of(job),
-        get_settings().policy(),
+        policy,
         name=job.container_name,
         installation=installation,
         job_id=str(job.pk),
         attempt=job.attempt,
     )
+
+
+def move_what_does_not_fit(host: ExecutorHost) -> None:
+    """Place again what we placed on a host before it was known to have too few CPUs for it.
+
+    What no other host can take stays, to be refused when it is claimed.
+    """
+    if host.cpus is None:
+        return
+    from container_manager.models.job import ContainerJob
+
+    waiting = ContainerJob.objects.filter(docker_host=host, status=Status.PENDING, host_pinned=False)
+    too_big = list(waiting.filter(cpu_limit__gt=host.cpus).values_list("pk", "cpu_limit"))
+    if not too_big:
+        return
+    states = {
+        other.pk: host_state(other) for other in ExecutorHost.objects.annotate(**_LOAD).order_by("name")
+    }
+    for pk, cpus in too_big:
+        try:
+            chosen = choose(list(states.values()), cpus=cpus)
+        except NoEligibleHost:
+            continue
+        states[int(chosen.key)] = _with_one_more(chosen)
+        waiting.filter(pk=pk).update(docker_host_id=int(chosen.key))
 
 
 def find_template(

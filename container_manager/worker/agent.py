@@ -322,7 +322,7 @@ class HostAgent:
 
     def _flush_soon(self, run: Run) -> None:
         def flush() -> None:
-            if run.phase is Phase.RUNNING and not run.logs.flush():
+            if run.phase is Phase.RUNNING and (not run.logs.flush() or run.logs.columns_due):
                 self._flush_soon(run)
 
         self._timer.after(_flush_seconds(time.monotonic() - run.running_since), flush)

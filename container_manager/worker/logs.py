@@ -19,14 +19,15 @@ COLUMN_SECONDS = 1.0
 #: How far timestamps of the two streams may cross in the engine's log.
 LOOK_BACK_NS = 1_000_000_000
 
-Emit = Callable[[Chunk, LogState, bool], bool]
+Emit = Callable[[Chunk | None, LogState, bool], bool]
 
 
 class LogBuffer:
     """Collects frames into chunks in constant memory, and knows where the stored log will end.
 
     One thread adds; a timer may flush at the same time. `emit(chunk, state, block)` passes a chunk on and
-    says whether it was taken; a blocking emit is what slows a flooding job's reader down.
+    says whether it was taken; a blocking emit is what slows a flooding job's reader down. The chunk is None
+    where only the columns are behind.
     """
 
     def __init__(self, *, column_bytes: int, max_bytes: int, emit: Emit) -> None:
@@ -40,6 +41,8 @@ class LogBuffer:
         self._stdout = BoundedLog(column_bytes, "stdout")
         self._stderr = BoundedLog(column_bytes, "stderr")
         self._columns_sent_at = 0.0
+        #: The columns show less than what was sent: flush again, or a job that falls silent leaves them so.
+        self.columns_due = False
         self._position = _Position()
         self.read_at = 0.0  # monotonic; when the newest frame came
         self.truncated = False
@@ -91,7 +94,11 @@ class LogBuffer:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            return not self._frames or self._flush(block=False)
+            if self._frames:
+                return self._flush(block=False)
+            if self.columns_due:
+                self._flush_columns()
+            return True
         finally:
             self._lock.release()
 
@@ -112,8 +119,15 @@ class LogBuffer:
             return False
         if with_columns:
             self._columns_sent_at = now
+        self.columns_due = not with_columns
         self._frames, self._buffered = [], 0
         return True
+
+    def _flush_columns(self) -> None:
+        now = time.monotonic()
+        early = now - self._columns_sent_at < COLUMN_SECONDS
+        if not early and self._emit(None, self._state(with_columns=True), False):  # noqa: FBT003
+            self._columns_sent_at, self.columns_due = now, False
 
     def _taken(self) -> None:
         if self._frames:

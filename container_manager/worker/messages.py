@@ -64,10 +64,10 @@ class LaunchFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogBatch:
-    """Output to store while the job runs."""
+    """Output to store while the job runs; without a chunk only the job's own columns are behind."""
 
     key: Key
-    chunk: Chunk
+    chunk: Chunk | None
     state: LogState
 
 

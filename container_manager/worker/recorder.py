@@ -115,13 +115,10 @@ class Recorder:
             held.execution.image_id = fact.observation.image_id
         self._finish(held, outcome, fact)
 
-    def reject(self, held: Held, reason: ExitReason, message: str) -> None:
-        """The job may not run, whatever the host."""
-        self._finish(held, rejected(reason, message), None)
-
     def logs(self, held: Held, batch: LogBatch) -> None:
         """Output of a running job."""
-        lifecycle.store_logs(_lease(held), held.job, held.execution, [batch.chunk], batch.state)
+        chunks = [] if batch.chunk is None else [batch.chunk]
+        lifecycle.store_logs(_lease(held), held.job, held.execution, chunks, batch.state)
 
     def removed(self, executions: Sequence[ExecutionMetadata]) -> None:
         """Containers of ended attempts are gone."""

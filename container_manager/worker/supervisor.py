@@ -22,12 +22,11 @@ from django.db.models import Q
 
 from container_manager import lifecycle
 from container_manager.conf import Settings, get_settings
-from container_manager.core.errors import ExecutorError, HostFault, HostMismatch, LeaseLost, PolicyViolation
-from container_manager.core.outcome import ExitReason
+from container_manager.core.errors import ExecutorError, HostFault, HostMismatch, InvalidJob, LeaseLost
 from container_manager.core.policy import enforce
 from container_manager.core.states import ACTIVE, FINAL, Status
 from container_manager.models import ContainerJob, EngineLease, ExecutionMetadata, ExecutorHost, Installation
-from container_manager.models.admission import request_of, spec_of
+from container_manager.models.admission import move_what_does_not_fit, request_of, spec_of
 from container_manager.worker import wakeup
 from container_manager.worker.hosts import HostSeat, Tenure, acquire, renew
 from container_manager.worker.logs import LogBuffer
@@ -127,7 +126,11 @@ class Worker:
                 break
             self._dispatch(message)
             message = self._inbox.get(0)
-        self._with_database(self._tick)
+        try:
+            self._with_database(self._tick)
+        except LeaseLost as error:  # between two statements; what was claimed is adopted by the next holder
+            logger.warning("%s", error)
+            self._drop_lost_leases()
 
     def _patience(self) -> float:
         if self._claim_due and self._free_seats():
@@ -287,6 +290,7 @@ class Worker:
         except HostMismatch as error:
             seat.went_down(error)
             return
+        move_what_does_not_fit(seat.host)
         self._claim_due = True
         if seat.agent is None:
             self._take_seat(seat)
@@ -308,7 +312,13 @@ class Worker:
             self._tenures[engine_id] = tenure
         agent = seat.serve(tenure, installation=self._installation, settings=self._settings)
         for job, execution in lifecycle.adopt(tenure.lease, seat.host, worker=self.name):
-            run = self._make_run(job)
+            try:
+                run = self._make_run(job, as_admitted=True)
+            except InvalidJob as refusal:
+                # Its row does not even describe a container any more; what runs under its name is a stray.
+                logger.warning("job %s is refused: %s", job.pk, refusal, extra={"job_id": str(job.pk)})
+                lifecycle.refuse(tenure.lease, job, execution, refusal, worker=self.name)
+                continue
             run.logs.restore(
                 execution.iter_frames(), chunk_count=execution.log_chunk_count, cursor=execution.log_cursor
             )
@@ -405,20 +415,21 @@ class Worker:
         return [pk for pk in dict.fromkeys(helpless) if pk != taker.host.pk]
 
     def _launch(self, job: ContainerJob, execution: ExecutionMetadata, seat: HostSeat) -> None:
-        run = self._make_run(job)
-        held = Held(job=job, execution=execution, run=run, seat=seat)
+        assert seat.tenure is not None  # noqa: S101 - as the agent below
         try:
             enforce(request_of(job), self._settings.policy(), cpus=seat.host.cpus, host_name=seat.host.name)
-        except PolicyViolation as violation:
-            self._recorder.reject(held, ExitReason.POLICY_REFUSED, str(violation))
+            run = self._make_run(job)
+        except InvalidJob as refusal:  # admitted once; settings, host or row have changed since
+            logger.warning("job %s is refused: %s", job.pk, refusal, extra={"job_id": str(job.pk)})
+            lifecycle.refuse(seat.tenure.lease, job, execution, refusal, worker=self.name)
             return
-        self._held[run.key] = held
+        self._held[run.key] = Held(job=job, execution=execution, run=run, seat=seat)
         assert seat.agent is not None  # noqa: S101 - jobs are claimed for serving seats alone
         seat.agent.launch(run)
 
-    def _make_run(self, job: ContainerJob) -> Run:
+    def _make_run(self, job: ContainerJob, *, as_admitted: bool = False) -> Run:
         key = Key(str(job.pk), job.attempt)
-        spec = spec_of(job, self._installation)
+        spec = spec_of(job, self._installation, as_admitted=as_admitted)
         inbox = self._inbox
         logs = LogBuffer(
             column_bytes=self._settings.LOG_COLUMN_BYTES,

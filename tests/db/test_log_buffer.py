@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from container_manager.core.logframes import decode
 from container_manager.core.observation import STDERR, STDOUT, LogCursor, LogFrame
 from container_manager.lifecycle import Chunk, LogState
-from container_manager.worker.logs import CHUNK_BYTES, LOOK_BACK_NS, LogBuffer
+from container_manager.worker.logs import CHUNK_BYTES, COLUMN_SECONDS, LOOK_BACK_NS, LogBuffer
 
 SECOND = 1_000_000_000
 
@@ -24,10 +24,11 @@ class Sink:
         self.states: list[LogState] = []
         self.refuse = False
 
-    def __call__(self, chunk: Chunk, state: LogState, block: bool) -> bool:
+    def __call__(self, chunk: Chunk | None, state: LogState, block: bool) -> bool:
         if self.refuse and not block:
             return False
-        self.chunks.append(chunk)
+        if chunk is not None:
+            self.chunks.append(chunk)
         self.states.append(state)
         return True
 
@@ -110,7 +111,7 @@ def test_a_refused_flush_loses_nothing_and_counts_nothing() -> None:
 def test_a_flush_does_not_wait_for_a_reader_that_is_blocked() -> None:
     entered, release = threading.Event(), threading.Event()
 
-    def emit(chunk: Chunk, state: LogState, block: bool) -> bool:
+    def emit(chunk: Chunk | None, state: LogState, block: bool) -> bool:
         entered.set()
         return release.wait(30)
 
@@ -164,6 +165,27 @@ def test_columns_ride_along_with_the_first_batch_and_the_last() -> None:
         assert buffer.flush()
     assert [state.stdout_text is not None for state in sink.states] == [True, False, False]
     assert buffer.rest()[1].stdout_text is not None
+
+
+def test_columns_that_fell_behind_follow_though_nothing_more_is_written() -> None:
+    sink = Sink()
+    buffer = a_buffer(sink)
+    for number in range(2):
+        buffer.add(line(number))
+        assert buffer.flush()
+    assert buffer.columns_due
+    assert buffer.flush()
+    assert buffer.columns_due  # too soon
+    buffer._columns_sent_at -= COLUMN_SECONDS  # time goes by
+    sink.refuse = True
+    assert buffer.flush()
+    assert buffer.columns_due  # no room
+    sink.refuse = False
+    assert buffer.flush()
+    assert not buffer.columns_due
+    assert sink.states[-1].stdout_text is not None
+    assert "line 1" in sink.states[-1].stdout_text
+    assert (sink.states[-1].chunk_count, len(sink.chunks)) == (2, 2)
 
 
 def test_a_reader_that_was_replaced_knows() -> None:
