@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from place import DEMO, Place
+from place import DEMO, Place, say
 from rich.console import Console
 from rich.table import Table
 
@@ -15,8 +15,8 @@ from container_manager.core.states import Status
 from container_manager.models import ContainerJob, ExecutorHost
 from container_manager.signals import job_status_changed
 
-CANCELLED = "cancelled while it runs"
-NUMBERS = {"exit", "duration", "peak memory", "CPU"}
+CANCELLED = "cancelled"
+NUMBERS = ("exit", "time", "peak", "CPU")
 
 
 def enqueue(place: Place, host: ExecutorHost) -> list[ContainerJob]:
@@ -34,32 +34,40 @@ def enqueue(place: Place, host: ExecutorHost) -> list[ContainerJob]:
         command("check", "--deploy", name="check --deploy", **own),
         command("import_packages", "--migrate", **own),
         plain(place.base, "seq 1 1000 | grep 7 | wc -l", name="shell pipeline", **common),
-        plain(place.base, ["seq", "1", "100000"], name="a long log", **common),
-        command("misbehave", "fail", name="a command that fails", **own),
-        command("misbehave", "memory", name="runs out of memory", memory_limit=96, **own),
-        command("misbehave", "sleep", name="runs out of time", timeout_seconds=3, **own),
+        plain(place.base, ["seq", "1", "100000"], name="long log", **common),
+        command("misbehave", "fail", name="fails", **own),
+        command("misbehave", "memory", name="out of memory", memory_limit=96, **own),
+        command("misbehave", "sleep", name="out of time", timeout_seconds=3, **own),
         command("misbehave", "sleep", name=CANCELLED, **own),
     ]
 
 
-def cancel_when_running() -> None:
-    """Cancel the one job whose name says so, as a person would who sees it run."""
-    job_status_changed.connect(_cancel, dispatch_uid="demo-cancel")
+def tell_and_cancel() -> None:
+    """Tell each change of status as it comes, and cancel one job as a person would who sees it run."""
+    job_status_changed.connect(_told, dispatch_uid="demo-tell")
 
 
-def _cancel(job: ContainerJob, **_: Any) -> None:
+def _told(job: ContainerJob, **_: Any) -> None:
+    if job.status != Status.LAUNCHING:
+        reason = f" ({job.exit_reason})" if job.exit_reason else ""
+        say(f"{job.name:<16}{job.status}{reason}")
     if job.name == CANCELLED and job.status == Status.RUNNING:
         ContainerJob.objects.get(pk=job.pk).cancel()
 
 
 def show(jobs: list[ContainerJob]) -> None:
-    """The table, and the JSON that the import printed."""
+    """The table, 80 columns wide at the most, and the JSON that the import printed."""
     console = Console()
-    table = Table(title="What came back")
-    for heading in ("job", "status", "reason", "exit", "duration", "peak memory", "CPU", "host"):
-        table.add_column(
-            heading, justify="right" if heading in {"exit", "duration", "peak memory", "CPU"} else "left"
-        )
+    table = Table(
+        title="\nWhat came back\n",
+        title_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        header_style="bold underline",
+    )
+    for heading in ("job", "status", "reason", *NUMBERS, "host"):
+        table.add_column(heading, justify="right" if heading in NUMBERS else "left", no_wrap=True)
     rows = {
         job.pk: job
         for job in ContainerJob.objects.select_related("docker_host").filter(pk__in=[j.pk for j in jobs])
@@ -78,8 +86,8 @@ def show(jobs: list[ContainerJob]) -> None:
     console.print(table)
     for job in rows.values():
         if job.parsed_output and job.name == "import_packages":
-            console.print("parsed_output of import_packages:")
-            console.print_json(data=job.parsed_output)
+            console.print("\nparsed_output of import_packages:")
+            console.print(job.parsed_output)
 
 
 def _known(value: Any, form: str) -> str:

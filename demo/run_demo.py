@@ -47,7 +47,7 @@ def _work(place: Place) -> None:
 
     enqueued = jobs.enqueue(place, ExecutorHost.objects.get(name="demo"))
     say(f"{len(enqueued)} jobs are enqueued; the worker runs until none is left")
-    jobs.cancel_when_running()
+    jobs.tell_and_cancel()
     Command().handle(once=True)
     jobs.show(enqueued)
 
