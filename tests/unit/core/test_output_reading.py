@@ -80,7 +80,7 @@ def test_a_document_is_what_it_was(document: Any, indent: int | None) -> None:
         # The rows of a larger document are not the result.
         ('begin\n[\n  {"a": 1},\n  {"a": 2}\n]\n', None),
         ("[" * 100_000, None),
-        ("x\n" + "[" * 5_000 + "]" * 5_000, None),
+        ("x\n" + "[" * 100_000 + "]" * 100_000, None),
     ],
 )
 def test_which_json_counts(text: str, parsed: Any) -> None:
