@@ -11,6 +11,8 @@ from typing import Any, Self
 import docker
 from docker.types import LogConfig
 
+from tools import engine_http
+
 MEBIBYTE = 1024 * 1024
 LABEL = "container-jobs-bench"
 
@@ -64,6 +66,19 @@ class RawEngine:
         """Wait for the exit, and read the log."""
         self._client.wait(container)
         return bytes(self._client.logs(container))
+
+    def follow(self, container: str) -> int:
+        """Read a log as it comes and drop it: how fast the engine hands it out. Bytes on the wire."""
+        path = f"/v1.41/containers/{container}/logs?stdout=1&stderr=1&timestamps=1&follow=1"
+        connection = engine_http.connect(self._url, 300.0)
+        try:
+            connection.request("GET", path, headers={"Connection": "close"})
+            total = 0
+            while block := connection.sock.recv(1 << 20):
+                total += len(block)
+        finally:
+            connection.close()
+        return total
 
     def inspect(self, container: str) -> dict[str, Any]:
         return dict(self._client.inspect_container(container))

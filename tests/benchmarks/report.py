@@ -40,12 +40,13 @@ class Row:
 _VERDICTS = {True: "[green]yes[/]", False: "[red]NO[/]", None: ""}
 
 
-def show(rows: Iterable[Row]) -> None:
+def show(rows: Iterable[Row], caption: str) -> None:
     """Print the table; in a pipe it is as wide as it needs to be."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
-    table = Table(title="Benchmarks: medians of one run, yardstick and ours interleaved", show_lines=False)
+    title = "Benchmarks: medians of one run, yardstick and ours interleaved"
+    table = Table(title=title, caption=caption)
     for column in ("measure", "yardstick", "ours", "ratio / difference", "goal", "holds?"):
         table.add_column(column, overflow="fold")
     for row in rows:

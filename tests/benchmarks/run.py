@@ -63,7 +63,8 @@ def main() -> int:
     except NotHere as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    report.show(rows)
+    cores, load = os.cpu_count(), os.getloadavg()[1]
+    report.show(rows, f"{cores} cores, load average {load:.1f} over the last five minutes")
     if options.json:
         report.store(options.json, rows, _circumstances(options))
     print(f"{time.monotonic() - began:.0f} s in all", file=sys.stderr)
