@@ -1,0 +1,454 @@
+"""The worker over the fake engine when something breaks: host, engine, worker, or a hand from outside."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from container_manager import lifecycle
+from container_manager.core.errors import EngineFault, HostFault, HostTimeout
+from container_manager.models import (
+    ContainerJob,
+    EngineLease,
+    ExecutionMetadata,
+    ExecutorHost,
+    Installation,
+    LogChunk,
+)
+from container_manager.models.admission import spec_of
+from container_manager.testing import FakeClock, FakeEngine, FakeRun, fake_engine, forget_fake_engines
+from tests.db.factories import hold, make_host, make_job
+from tests.db.workers import QUICK, drain, until, until_status, working
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def engine(settings: Any) -> FakeEngine:
+    """A fresh engine named "one"."""
+    settings.CONTAINER_MANAGER_SETTINGS = QUICK
+    forget_fake_engines()
+    return fake_engine("one")
+
+
+@pytest.fixture
+def host(engine: FakeEngine) -> ExecutorHost:
+    return make_host("one")
+
+
+def held_run(stdout: bytes = b"", **further: Any) -> FakeRun:
+    """A run that lasts until the test ends it."""
+    return FakeRun(hold=threading.Event(), stdout=stdout, **further)
+
+
+def transitions(job: ContainerJob) -> list[str]:
+    return [event.transition for event in job.events.all()]
+
+
+def stored(job: ContainerJob) -> bytes:
+    return b"".join(job.iter_log("stdout"))
+
+
+# ------------------------------------------------------------------------------- the host, while launching
+
+
+@pytest.mark.parametrize("verb", ["pull", "create"])
+def test_a_job_whose_host_breaks_before_the_start_is_given_back_and_runs_later(
+    engine: FakeEngine, host: ExecutorHost, verb: str
+) -> None:
+    engine.fail(verb, EngineFault("no space left on device"))
+    job = make_job()
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.attempt) == ("completed", 2)
+    assert transitions(job) == ["create", "claim", "release", "claim", "start", "finish"]
+    assert "no space left" in job.events.get(transition="release").message
+    first, second = job.executions.order_by("attempt")
+    assert "no space left" in first.exit_message
+    assert first.recorded_at is not None
+    assert second.exit_reason == "success"
+    assert sum(engine.starts.values()) == 1
+
+
+def test_a_create_whose_answer_was_lost_runs_once(engine: FakeEngine, host: ExecutorHost) -> None:
+    engine.fail("create", HostTimeout("no answer in 60 s"), after=True)
+    job = make_job()
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.attempt) == ("completed", 2)
+    assert dict(engine.starts) == {job.container_name: 1}
+
+
+def test_a_start_that_had_no_effect_is_found_out_and_given_back(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    engine.fail("start", HostTimeout("no answer in 60 s"))
+    job = make_job()
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.attempt) == ("completed", 2)
+    assert dict(engine.starts) == {job.container_name: 1}
+    assert engine.containers == {}  # nor can the first one start behind our back
+
+
+def test_a_start_whose_answer_was_lost_is_found_running(engine: FakeEngine, host: ExecutorHost) -> None:
+    engine.default = held_run(b"it ran\n")
+    engine.fail("start", HostTimeout("no answer in 60 s"), after=True)
+    with working():
+        job = until_status(make_job(), "running")
+        engine.finish(job.container_name)
+        until_status(job, "completed")
+    assert (job.attempt, job.clean_output) == (1, "it ran\n")
+    assert dict(engine.starts) == {job.container_name: 1}
+
+
+def test_a_host_that_stays_broken_is_asked_less_and_less(engine: FakeEngine, host: ExecutorHost) -> None:
+    engine.fail("pull", EngineFault("no space left on device"), times=None)
+    with working() as worker:
+        job = make_job()
+        until(lambda: job.executions.filter(recorded_at__isnull=False).count() == 1, "the first failure")
+        (seat,) = worker._seats.values()
+        assert not seat.serving
+        engine.heal("pull")
+        until_status(job, "completed")
+    assert job.attempt == 2
+
+
+# ------------------------------------------------------------------------------------ the engine, away
+
+
+def test_an_engine_that_goes_away_and_comes_back_costs_no_job(engine: FakeEngine, host: ExecutorHost) -> None:
+    engine.default = held_run(b"before\n")
+    with working():
+        job = until_status(make_job(), "running")
+        until(lambda: stored(job) == b"before\n", "the log to be followed")
+        engine.go_down()
+        until(lambda: ExecutorHost.objects.get().health == "unreachable", "the host to be known as down")
+        engine.write(job.container_name, b"meanwhile\n")
+        waiting = make_job(docker_host=host, name="waiting")
+        engine.come_back()
+        until(lambda: ExecutorHost.objects.get().health == "healthy", "the host to be up again")
+        assert until_status(job, "running")  # unreachable is not dead
+        engine.write(job.container_name, b"after\n")
+        engine.finish(job.container_name)
+        until_status(job, "completed")
+        engine.finish(until_status(waiting, "running").container_name)
+        until_status(waiting, "completed")
+    assert stored(job) == b"before\nmeanwhile\nafter\n"
+    assert job.executions.get().logs_complete
+    assert dict(engine.starts) == {job.container_name: 1, waiting.container_name: 1}
+
+
+def test_a_container_that_ended_while_the_engine_was_away_is_recorded(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    engine.default = held_run(b"last words\n")
+    with working():
+        job = until_status(make_job(), "running")
+        engine.go_down()
+        until(lambda: ExecutorHost.objects.get().health == "unreachable", "the host to be known as down")
+        engine.finish(job.container_name, 3)
+        engine.come_back()
+        until_status(job, "failed")
+    assert (job.exit_reason, job.exit_code, stored(job)) == ("application_error", 3, b"last words\n")
+
+
+def test_an_engine_that_was_stopped_under_the_job_is_named(engine: FakeEngine, host: ExecutorHost) -> None:
+    engine.default = held_run()
+    with working():
+        job = until_status(make_job(), "running")
+        engine.go_down()
+        until(lambda: ExecutorHost.objects.get().health == "unreachable", "the host to be known as down")
+        engine.kill(job.container_name)
+        engine.come_back()
+        until_status(job, "failed")
+    assert (job.exit_reason, job.exit_code) == ("engine_stopped", 137)
+
+
+def test_an_end_without_an_event_is_found_by_the_comparison(
+    engine: FakeEngine, host: ExecutorHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "publish", lambda action, container: None)  # every event gets lost
+    job = make_job(command=["short"])
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.exit_code) == ("completed", 0)
+    assert engine.events == []
+
+
+# ------------------------------------------------------------------------------------ a hand from outside
+
+
+@pytest.mark.parametrize(
+    ("act", "reason", "code"),
+    [
+        (FakeEngine.remove, "removed_externally", None),
+        (FakeEngine.kill, "killed_externally", 137),
+        (lambda engine, name: engine.kill(name, oom=True), "out_of_memory", 137),
+    ],
+    ids=["removed", "killed", "out-of-memory"],
+)
+def test_what_others_do_to_a_container_is_named(
+    engine: FakeEngine,
+    host: ExecutorHost,
+    act: Callable[[FakeEngine, str], None],
+    reason: str,
+    code: int | None,
+) -> None:
+    engine.default = held_run(b"so far\n")
+    with working():
+        job = until_status(make_job(), "running")
+        until(lambda: stored(job) == b"so far\n", "the log to be stored")
+        act(engine, job.container_name)
+        until_status(job, "failed")
+    assert (job.exit_reason, job.exit_code) == (reason, code)
+    assert stored(job) == b"so far\n"
+    assert job.completed_at is not None
+
+
+def test_a_container_removed_after_a_wish_to_cancel_is_a_cancel(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    engine.default = held_run(term_exit_code=None)
+    with working():
+        job = until_status(make_job(), "running")
+        assert job.cancel()
+        engine.remove(job.container_name)
+        until_status(job, "cancelled")
+    assert job.exit_reason == "cancelled"
+
+
+def test_a_row_deleted_under_a_running_job_takes_its_container_along(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    engine.default = held_run(b"talks\n")
+    with working():
+        job = until_status(make_job(), "running")
+        name = job.container_name
+        ContainerJob.objects.all().delete()
+        engine.write(name, b"and talks\n")
+        until(lambda: not engine.containers, "the container to be removed")
+        engine.default = FakeRun()
+        until_status(make_job(), "completed")  # the worker goes on
+
+
+# ------------------------------------------------------------------------------------------ other workers
+
+
+def test_the_next_worker_adopts_what_runs_and_doubles_no_line(engine: FakeEngine, host: ExecutorHost) -> None:
+    engine.default = held_run(b"one\ntwo\n")
+    with working():
+        job = until_status(make_job(), "running")
+        until(lambda: stored(job) == b"one\ntwo\n", "the log to be followed")
+    assert engine.containers[job.container_name].alive
+    assert EngineLease.holder("fake-one") == ""
+    job.refresh_from_db()
+    assert job.status == "running"
+
+    engine.write(job.container_name, b"three\n")
+    with working():
+        until(lambda: "adopt" in transitions(job), "the job to be adopted")
+        until(lambda: stored(job) == b"one\ntwo\nthree\n", "the log to be read on")
+        engine.write(job.container_name, b"four\n")
+        engine.finish(job.container_name)
+        until_status(job, "completed")
+        until(lambda: not engine.containers, "the container to be removed")
+    assert stored(job) == b"one\ntwo\nthree\nfour\n"
+    assert job.clean_output == "one\ntwo\nthree\nfour\n"
+    assert dict(engine.starts) == {job.container_name: 1}
+    assert LogChunk.objects.count() == job.executions.get().log_chunk_count
+    assert transitions(job) == ["create", "claim", "start", "adopt", "finish"]
+    assert "adopt" in job.docker_log
+    assert "create" in job.docker_log  # what the first worker saw is kept
+
+
+def test_a_container_that_ended_between_two_workers_is_recorded(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    engine.default = held_run(b"all of it\n")
+    with working():
+        job = until_status(make_job(timeout_seconds=60), "running")
+    engine.finish(job.container_name, 4)
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.exit_code, stored(job)) == ("failed", 4, b"all of it\n")
+
+
+def test_a_cancel_between_two_workers_is_carried_out(engine: FakeEngine, host: ExecutorHost) -> None:
+    engine.default = held_run()
+    with working():
+        job = until_status(make_job(), "running")
+    assert job.cancel()
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.exit_code) == ("cancelled", 143)
+
+
+def test_a_time_limit_goes_on_between_two_workers(engine: FakeEngine, host: ExecutorHost) -> None:
+    engine.default = held_run()
+    with working():
+        job = until_status(make_job(timeout_seconds=1), "running")
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.exit_reason) == ("timeout", "timeout")
+
+
+def test_a_ceiling_lowered_meanwhile_does_not_end_what_runs(
+    engine: FakeEngine, host: ExecutorHost, settings: Any
+) -> None:
+    engine.default = held_run(b"big\n")
+    with working():
+        job = until_status(make_job(memory_limit=1024), "running")
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "MAX_MEMORY_LIMIT": 512}
+    with working():
+        until(lambda: "adopt" in transitions(job), "the job to be adopted")
+        engine.finish(job.container_name)
+        until_status(job, "completed")
+    assert stored(job) == b"big\n"
+
+
+def test_a_job_left_launching_without_a_container_is_given_back(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    """A worker died between the intent and the act."""
+    lease = hold()
+    job = make_job()
+    lifecycle.claim(lease, host, limit=1, worker="worker:dead")
+    EngineLease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.attempt) == ("completed", 2)
+    assert transitions(job) == ["create", "claim", "adopt", "release", "claim", "start", "finish"]
+
+
+def test_only_one_worker_serves_an_engine_and_the_other_takes_over(
+    engine: FakeEngine, host: ExecutorHost, settings: Any
+) -> None:
+    engine.default = held_run(b"x\n")
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "LEASE_SECONDS": 240.0}  # it looks once in a minute
+    with working() as first:
+        job = until_status(make_job(), "running")
+        settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "LEASE_SECONDS": 2.0}
+        with working() as second:
+            until(
+                lambda: any(seat.reachable for seat in second._seats.values()), "the second to reach the host"
+            )
+            assert EngineLease.holder("fake-one") == first.name
+            # As if the first had been silent for longer than its lease. It does not know yet.
+            EngineLease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+            until(lambda: EngineLease.holder("fake-one") == second.name, "the second to take over")
+            until(lambda: "adopt" in transitions(job), "the job to be adopted")
+            engine.finish(job.container_name)
+            until_status(job, "completed")
+            later = until_status(make_job(), "running")
+            engine.finish(later.container_name)
+            until_status(later, "completed")
+            until(lambda: not first._held and not first._tenures, "the first to let go")
+    workers = set(ExecutionMetadata.objects.values_list("worker", flat=True))
+    assert workers == {second.name}
+    assert dict(engine.starts) == {job.container_name: 1, later.container_name: 1}
+    assert stored(job) == stored(later) == b"x\n"
+
+
+# ------------------------------------------------------------------------------ containers left behind
+
+
+def keep(settings: Any, **further: Any) -> None:
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "IMMEDIATE_CLEANUP": False, **further}
+
+
+def test_without_immediate_cleanup_containers_stay_for_their_time(
+    engine: FakeEngine, host: ExecutorHost, settings: Any
+) -> None:
+    keep(settings, CONTAINER_RETENTION_SECONDS=1800.0)
+    engine.clock = FakeClock(datetime.now(UTC) - timedelta(hours=1))
+    job = make_job()
+    assert drain() == []
+    job.refresh_from_db()
+    assert job.status == "completed"
+    assert list(engine.containers) == [job.container_name]
+    assert job.executions.get().removed_at is None
+
+    keep(settings, CONTAINER_RETENTION_SECONDS=7200.0)  # by the record it ended an hour ago
+    engine.clock.advance(3600)
+    lists = [verb for verb, _ in engine.calls].count("list_owned")
+    with working():
+        until(lambda: [verb for verb, _ in engine.calls].count("list_owned") >= lists + 3, "some comparisons")
+    assert list(engine.containers) == [job.container_name]
+
+    keep(settings, CONTAINER_RETENTION_SECONDS=1800.0)
+    with working():
+        until(lambda: not engine.containers, "the container to be removed")
+
+
+def test_strays_go_and_what_is_not_ours_stays(engine: FakeEngine, host: ExecutorHost) -> None:
+    clock = FakeClock(datetime.now(UTC) - timedelta(hours=1))
+    engine.clock = clock
+    mine = Installation.current()
+    unknown = make_job(name="deleted")
+    stray = spec_of(unknown, mine)
+    foreign = spec_of(unknown, "somebody-else")
+    object.__setattr__(foreign, "name", "theirs")
+    ContainerJob.objects.all().delete()
+    for spec in (stray, foreign):
+        engine.add(spec)
+    clock.advance(3600)
+    young = make_job(name="deleted, too")
+    engine.add(spec_of(young, mine))
+    name = young.container_name
+    ContainerJob.objects.all().delete()
+    with working():
+        until(lambda: stray.name not in engine.containers, "the stray to be removed")
+        lists = [verb for verb, _ in engine.calls].count("list_owned")
+        until(lambda: [verb for verb, _ in engine.calls].count("list_owned") >= lists + 3, "some comparisons")
+    assert sorted(engine.containers) == sorted([name, "theirs"])  # the young one may be ahead of its row
+
+
+def test_a_removal_that_failed_is_made_up_for(engine: FakeEngine, host: ExecutorHost) -> None:
+    clock = FakeClock(datetime.now(UTC) - timedelta(hours=1))
+    engine.clock = clock
+    engine.fail("remove", HostFault("no answer"), times=1)
+    job = make_job()
+    assert drain() == []
+    job.refresh_from_db()
+    assert job.status == "completed"
+    assert list(engine.containers) == [job.container_name]
+    clock.advance(3600)
+    with working():
+        until(lambda: not engine.containers, "the container to be removed as a stray")
+
+
+# ------------------------------------------------------------------------------------- hosts that change
+
+
+def test_a_host_registered_while_the_worker_runs_is_served(
+    engine: FakeEngine, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("container_manager.worker.supervisor.HOSTS_SECONDS", 0.1)
+    with working():
+        host = make_host("one")
+        job = until_status(make_job(), "completed")
+    assert job.docker_host == host
+
+
+def test_a_host_that_is_switched_off_finishes_what_it_has(
+    engine: FakeEngine, host: ExecutorHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("container_manager.worker.supervisor.HOSTS_SECONDS", 0.1)
+    engine.default = held_run()
+    ExecutorHost.objects.update(max_concurrent_jobs=1)
+    with working() as worker:
+        job = until_status(make_job(docker_host=host), "running")
+        waiting = make_job(docker_host=host)
+        ExecutorHost.objects.update(is_active=False)
+        until(lambda: not any(seat.serving for seat in worker._seats.values()), "the host to be left")
+        engine.finish(job.container_name)
+        until_status(job, "completed")
+        until(lambda: not worker._seats, "the seat to be given up")
+    waiting.refresh_from_db()
+    assert (waiting.status, waiting.attempt) == ("pending", 0)
