@@ -26,9 +26,10 @@ class Recorder:
         self.blocking: list[bool] = []
         self.takes = True
 
-    def __call__(self, chunk: Chunk, state: LogState, block: bool) -> bool:
+    def __call__(self, chunk: Chunk | None, state: LogState, block: bool) -> bool:
         if self.takes:
-            self.chunks.append(chunk)
+            if chunk is not None:
+                self.chunks.append(chunk)
             self.states.append(state)
             self.blocking.append(block)
         return self.takes
@@ -172,7 +173,7 @@ class TestChunks:
     def test_a_flush_never_waits_for_a_reader_that_is_held_up(self) -> None:
         inside, release = threading.Event(), threading.Event()
 
-        def emit(chunk: Chunk, state: LogState, block: bool) -> bool:
+        def emit(chunk: Chunk | None, state: LogState, block: bool) -> bool:
             inside.set()
             return release.wait(10)
 

@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -24,7 +25,7 @@ def test_calls_come_by_their_time_and_not_by_their_order(timer: Timer) -> None:
     called: queue.Queue[str] = queue.Queue()
     now = time.monotonic()
     for name, delay in (("c", 0.15), ("a", 0.05), ("b", 0.1)):
-        timer.at(now + delay, lambda name=name: called.put(name))
+        timer.at(now + delay, partial(called.put, name))
     assert [called.get(timeout=10) for _ in range(3)] == ["a", "b", "c"]
     assert time.monotonic() - now >= 0.15, "never too early"
 
@@ -33,7 +34,7 @@ def test_of_one_moment_the_first_asked_is_the_first_called(timer: Timer) -> None
     called: queue.Queue[int] = queue.Queue()
     when = time.monotonic() + 0.05
     for number in range(50):
-        timer.at(when, lambda number=number: called.put(number))
+        timer.at(when, partial(called.put, number))
     assert [called.get(timeout=10) for _ in range(50)] == list(range(50))
 
 
