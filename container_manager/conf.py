@@ -17,6 +17,7 @@ from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 
 from container_manager.core.errors import ConfigurationError
+from container_manager.core.limits import user_problem
 from container_manager.core.policy import Policy
 
 SETTING = "CONTAINER_MANAGER_SETTINGS"
@@ -177,12 +178,12 @@ def _contradictions(settings: Settings) -> list[Problem]:
                     f"Lower {default} or raise {ceiling}.",
                 )
             )
-    user = settings.DEFAULT_USER.split(":")
-    if len(user) != 2 or not all(part.isascii() and part.isdigit() and int(part) > 1000 for part in user):
+    problem = user_problem(settings.DEFAULT_USER)
+    if problem:
         found.append(
             Problem(
                 "DEFAULT_USER",
-                f"{SETTING}['DEFAULT_USER'] is {settings.DEFAULT_USER!r}.",
+                f"{SETTING}['DEFAULT_USER']: {problem}",
                 "Use a numeric uid:gid, both above 1000, such as '10001:10001'.",
             )
         )

@@ -194,7 +194,12 @@ def _drop_cut_character(frames: list[LogFrame]) -> None:
 
 def clean_output(text: str) -> str:
     """The text of a log column without our timestamps and without terminal escapes."""
-    return _ESCAPES.sub("", _STAMP.sub("", text))
+    return without_escapes(_STAMP.sub("", text))
+
+
+def without_escapes(text: str) -> str:
+    """Text without terminal escapes."""
+    return _ESCAPES.sub("", text)
 
 
 def parse_output(text: str) -> Any:

@@ -15,7 +15,7 @@ from container_manager.conf import get_settings
 from container_manager.core.commands import CommandForm
 from container_manager.core.errors import IllegalTransition, InvalidJob
 from container_manager.core.inert import inert_line
-from container_manager.core.logtext import clean_output, parse_output
+from container_manager.core.logtext import clean_output, parse_output, without_escapes
 from container_manager.core.networks import parse_networks
 from container_manager.core.outcome import ExitReason
 from container_manager.core.states import FINAL, Status
@@ -237,13 +237,18 @@ class ContainerJob(models.Model):
 
     @property
     def parsed_output(self) -> Any:
-        """The JSON document that stdout is, or its last JSON line, else None."""
-        execution = self.latest_execution
-        if execution is None or len(self.stdout_log) < get_settings().LOG_COLUMN_BYTES // 2:
-            return parse_output(self.clean_output)
-        if execution.stdout_bytes > PARSED_OUTPUT_BYTES:
-            return parse_output(self.clean_output)
-        return parse_output(b"".join(execution.iter_log("stdout")).decode(errors="replace"))
+        """The JSON document that stdout is, or its last JSON line, else None.
+
+        Read from the column where it holds all of stdout, else from the stored bytes, up to
+        PARSED_OUTPUT_BYTES; of longer output only the last line counts, as far as the column has it.
+        """
+        text = self.clean_output
+        if len(self.stdout_log) >= get_settings().LOG_COLUMN_BYTES // 8:  # a character has four bytes at most
+            execution = self.latest_execution
+            if execution is not None and execution.stdout_bytes <= PARSED_OUTPUT_BYTES:
+                whole = b"".join(execution.iter_log("stdout")).decode(errors="replace")
+                text = without_escapes(whole)
+        return parse_output(text)
 
     @property
     def latest_execution(self) -> ExecutionMetadata | None:

@@ -18,6 +18,7 @@ from typing import Protocol
 from container_manager.core.errors import (
     ContainerGone,
     CreateFailed,
+    EngineFault,
     ExecutorError,
     HostFault,
     HostMismatch,
@@ -57,6 +58,8 @@ FOLLOW_AFTER_SECONDS = 0.3
 KILL_CHECK_SECONDS = 1.0
 #: How long a log stream may stay open and silent after its container has ended.
 FOLLOWER_PATIENCE_SECONDS = 10.0
+#: How often an engine may fail to read a log (a damaged file) before the job ends without the rest of it.
+READ_ATTEMPTS = 3
 RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
 HARVEST_THREADS = 6
 _ALIVE = (ContainerState.RUNNING, ContainerState.PAUSED)
@@ -362,6 +365,11 @@ class HostAgent:
             run.logs.complete = True
         except ContainerGone:
             run.note("logs: the container was removed before its log was read to the end")
+        except EngineFault as error:
+            run.unreadable += 1
+            if run.unreadable < READ_ATTEMPTS:
+                raise
+            run.note(f"logs: the engine cannot read them, the rest is given up: {error.explained()}")
 
     def _report_exit(self, run: Run, observation: Observation) -> None:
         if observation.state is ContainerState.NOT_FOUND:

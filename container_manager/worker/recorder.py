@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from django.utils import timezone
@@ -173,7 +173,7 @@ class Recorder:
             started_at=started,
             finished_at=seen.finished_at if seen is not None else None,
             worker=self._worker,
-            usage=fact.usage if fact is not None else lifecycle.Usage(),
+            usage=_usage(held, outcome, fact),
             logs=fact.logs if fact is not None else held.run.logs.rest()[1],
             chunks=[fact.chunk] if fact is not None and fact.chunk is not None else [],
             docker_log=held.run.engine_log_text(),
@@ -201,6 +201,17 @@ class Recorder:
 def _lease(held: Held) -> HeldLease:
     assert held.seat.tenure is not None  # noqa: S101 - a held job's seat has one until it is left
     return held.seat.tenure.lease
+
+
+def _usage(held: Held, outcome: Outcome, fact: Exited | None) -> lifecycle.Usage:
+    """What samples tell; that a job died at its memory limit tells its peak even where none was taken."""
+    if fact is None:
+        return lifecycle.Usage()
+    if outcome.reason is not ExitReason.OUT_OF_MEMORY:
+        return fact.usage
+    limit = held.run.spec.memory_bytes
+    peak = max(limit, fact.usage.max_memory_bytes or 0)
+    return replace(fact.usage, max_memory_bytes=peak, memory_source="limit")
 
 
 def _cancel_was_requested(job: ContainerJob) -> bool:

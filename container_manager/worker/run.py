@@ -43,6 +43,7 @@ class Run:
     ever_running: bool = False
     ended_since: float = 0.0  # monotonic; when we were first told that it ended; 0: never
     follower: threading.Thread | None = None
+    unreadable: int = 0  # how often the engine failed to read its log at the end
     sampled_at: float = 0.0  # monotonic; 0: never
     running_since: float = 0.0  # monotonic
     asked: int = 0  # how often for a sample

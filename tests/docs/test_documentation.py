@@ -20,7 +20,9 @@ REFERENCE = PROJECT / "docs" / "reference"
 @pytest.mark.parametrize("item", fields(Settings), ids=lambda item: item.name)
 def test_each_setting_is_documented_with_its_default(item: object) -> None:
     name = item.name  # type: ignore[attr-defined]
-    row = re.search(rf"^\| `{name}` \| (.+?) \| (.+) \|$", (REFERENCE / "settings.md").read_text(), re.MULTILINE)
+    row = re.search(
+        rf"^\| `{name}` \| (.+?) \| (.+) \|$", (REFERENCE / "settings.md").read_text(), re.MULTILINE
+    )
     assert row, f"docs/reference/settings.md has no row for {name}"
     default = getattr(Settings(), name)
     expected = f'"{default}"' if isinstance(default, str) else str(default).replace("'", '"')
@@ -60,7 +62,9 @@ def test_each_option_of_each_command_is_documented() -> None:
 
     page = (REFERENCE / "commands.md").read_text()
     standard = {
-        option for action in BaseCommand().create_parser("manage.py", "x")._actions for option in action.option_strings
+        option
+        for action in BaseCommand().create_parser("manage.py", "x")._actions
+        for option in action.option_strings
     }
     missing = []
     for name, app in get_commands().items():
@@ -68,6 +72,10 @@ def test_each_option_of_each_command_is_documented() -> None:
             continue
         parser = load_command_class("container_manager", name).create_parser("manage.py", name)
         for action in parser._actions:
-            own = [option for option in action.option_strings if option.startswith("--") and option not in standard]
+            own = [
+                option
+                for option in action.option_strings
+                if option.startswith("--") and option not in standard
+            ]
             missing += [f"{name} {option}" for option in own if f"`{option}" not in page]
     assert not missing, f"docs/reference/commands.md does not name {missing}"
