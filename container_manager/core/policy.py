@@ -299,4 +299,4 @@ def _log_options(policy: Policy) -> tuple[tuple[str, str], ...]:
     size down to lines of about 25 bytes, unread; a reader that keeps up is not bound by that.
     """
     megabytes = max(16, math.ceil(policy.log_max_bytes * 2 / MEBIBYTE))
-    return (("max-file", "2"), ("max-size", f"{megabytes}m"))
+    return (("compress", "false"), ("max-file", "2"), ("max-size", f"{megabytes}m"))

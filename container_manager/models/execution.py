@@ -43,7 +43,8 @@ class ExecutionMetadata(models.Model):
     exit_message = models.TextField(blank=True, default="")
 
     max_memory_usage = models.BigIntegerField(null=True, blank=True)  # bytes
-    memory_source = models.CharField(max_length=16, blank=True, default="")  # the kernel's "peak", "sampled", or the "limit" it died at
+    # The kernel's "peak", "sampled", or the "limit" that it died at.
+    memory_source = models.CharField(max_length=16, blank=True, default="")
     cpu_usage_percent = models.FloatField(null=True, blank=True)  # mean, 100 is one core
     usage_samples = models.PositiveIntegerField(default=0)
 

@@ -203,7 +203,7 @@ def test_time_and_memory_limits_have_exit_codes_of_their_own(start: Start) -> No
     assert late.end() == 124
     assert b"timeout (timeout): The job ran over its time limit of 1 s." in late.seen["err"]
     greedy = start("--memory", "32", "--", "python", "-c", "x = b'x' * 2**28")
-    assert greedy.end() == 137
+    assert greedy.end() == 137, greedy.tails()
     assert b"failed (out_of_memory)" in greedy.seen["err"]
 
 
