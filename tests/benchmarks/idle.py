@@ -19,7 +19,7 @@ MINUTE = 60.0
 
 def measure(context: Context) -> list[Row]:
     """Start sleepers, wait until all run and were sampled once, and then look on."""
-    sleepers, seconds = context.pick(20, 50, 100), context.pick(20, 40, 60)
+    sleepers, seconds = context.pick(20, 50, 100), context.pick(20, 30, 60)
     with (
         tempfile.TemporaryDirectory(prefix="cj-bench-") as folder,
         CountingProxy(context.engine_url, Path(folder) / "docker.sock") as proxy,

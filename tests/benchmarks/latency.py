@@ -30,7 +30,7 @@ def measure(context: Context) -> list[Row]:
         Witness(context.engine_url) as seen,
         WorkerProcess(),
     ):
-        for number in range(context.pick(6, 15, 30) + 1):
+        for number in range(context.pick(6, 10, 30) + 1):
             yardstick = _raw_once(raw)
             times = _our_once(context, seen)
             if number:  # the first pair warms both up

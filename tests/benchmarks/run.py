@@ -37,7 +37,8 @@ MEASURES = {
     "bulk": (SQLITE, POSTGRES),
     "claim": (SQLITE, POSTGRES),
 }
-QUICK_ON_ONE = {"throughput", "flood"}  # these take longest, and the database matters least
+#: These take longest, and the database matters least: a quick run takes both on SQLite alone.
+QUICK_ON_ONE = {"throughput", "flood"}
 PATIENCE_SECONDS = 900
 
 
@@ -54,11 +55,11 @@ def main() -> int:
             for name, databases in MEASURES.items():
                 if options.only and name not in options.only:
                     continue
-                for database in databases[:1] if options.quick and name in QUICK_ON_ONE else databases:
-                    if options.database and database != options.database:
-                        continue
+                for database in _chosen(name, databases, options):
                     taken = _measure(place, name, database, options)
                     failed = failed or taken is None
+                    for row in taken or ():
+                        print(f"  {row.measure}: {row.ours} {row.comparison}", file=sys.stderr, flush=True)
                     rows += taken or [Row(measure=f"{name} ({database})", ours="not measured", figures={})]
     except NotHere as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -69,6 +70,12 @@ def main() -> int:
         report.store(options.json, rows, _circumstances(options))
     print(f"{time.monotonic() - began:.0f} s in all", file=sys.stderr)
     return int(failed)
+
+
+def _chosen(name: str, databases: tuple[str, ...], options: argparse.Namespace) -> tuple[str, ...]:
+    if options.database:
+        return tuple(database for database in databases if database == options.database)
+    return databases[:1] if options.quick and name in QUICK_ON_ONE else databases
 
 
 def _measure(place: Place, name: str, database: str, options: argparse.Namespace) -> list[Row] | None:
