@@ -50,7 +50,10 @@ print(sorted(os.listdir('/proc/self/fd'))[:-1], os.getpgrp() == os.getpid(), oct
     text = output(executor, run(executor, spec("python", "-c", code))).decode()
     assert text == "['0', '1', '2'] True 0o22\n"
     masks = output(executor, run(executor, spec("grep", "-E", "SigBlk|SigIgn", "/proc/self/status")))
-    assert masks.split() == [b"SigBlk:", b"0" * 16, b"SigIgn:", b"0" * 16]
+    # The C library keeps signals 32 and 33 for itself: what a caller's caller blocked of them stays so.
+    kept = 1 << 31 | 1 << 32
+    found = {line.split()[0]: int(line.split()[1], 16) & ~kept for line in masks.splitlines()}
+    assert found == {b"SigBlk:": 0, b"SigIgn:": 0}
 
 
 def test_standard_input_is_empty(executor: ProcessExecutor) -> None:
