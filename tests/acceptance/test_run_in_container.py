@@ -63,10 +63,10 @@ class Child:
         """Read until `text` was seen on a stream."""
         self._read(lambda: text in self.seen[name], only=name)
 
-    def end(self) -> int:
-        """Read to the end; the exit code."""
+    def ends_with(self, code: int) -> None:
+        """Read to the end, and look at the exit code."""
         self._read(lambda: not self._open)
-        return self.process.wait(PATIENCE_SECONDS)
+        assert self.process.wait(PATIENCE_SECONDS) == code, self.tails()
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -146,7 +146,7 @@ def test_both_streams_arrive_byte_for_byte_and_the_exit_code_is_the_programs(
         "sys.stderr.buffer.write(out[::-1]); sys.exit(42)"
     )
     child = start("--quiet", "--", "python", "-c", program)
-    assert child.end() == 42
+    child.ends_with(42)
     assert child.seen["out"] == out
     assert child.seen["err"] == out[::-1]
     assert the_job().exit_code == 42
@@ -159,7 +159,7 @@ def test_output_arrives_while_the_job_runs(start: Start, docker_url: str) -> Non
     job = the_job()
     assert job.status == "running"
     engine_http.call(docker_url, "POST", f"/containers/{job.container_name}/kill", query={"signal": "USR1"})
-    assert child.end() == 0
+    child.ends_with(0)
     assert child.seen == {"out": b"first\nlast\n", "err": b""}
 
 
@@ -167,7 +167,7 @@ def test_ctrl_c_ends_the_job_politely_and_removes_its_container(start: Start, do
     child = start("--", "sh", "-c", POLITE)
     child.until("out", b"ready\n")
     child.signal(signal.SIGINT)
-    assert child.end() == 130
+    child.ends_with(130)
     job = the_job()
     assert (job.status, job.exit_reason, job.exit_code) == ("cancelled", "cancelled", 0)
     assert child.seen["out"] == b"ready\ntold\n"
@@ -181,7 +181,7 @@ def test_a_second_ctrl_c_kills_at_once(start: Start, docker_url: str) -> None:
     child.signal(signal.SIGINT)
     child.until("out", b"no\n")
     child.signal(signal.SIGINT)
-    assert child.end() == 130
+    child.ends_with(130)
     job = the_job()
     assert (job.status, job.exit_code) == ("cancelled", 137)
     assert b"killing the job" in child.seen["err"]
@@ -193,39 +193,39 @@ def test_sigterm_cancels_as_well(start: Start, docker_url: str) -> None:
     child = start("--", "sh", "-c", POLITE)
     child.until("out", b"ready\n")
     child.signal(signal.SIGTERM)
-    assert child.end() == 130
+    child.ends_with(130)
     assert the_job().status == "cancelled"
     assert containers_of(the_job(), docker_url) == []
 
 
 def test_time_and_memory_limits_have_exit_codes_of_their_own(start: Start) -> None:
     late = start("--timeout", "1", "--", "sleep", "60")
-    assert late.end() == 124
+    late.ends_with(124)
     assert b"timeout (timeout): The job ran over its time limit of 1 s." in late.seen["err"]
     greedy = start("--memory", "32", "--", "python", "-c", "x = b'x' * 2**28")
-    assert greedy.end() == 137, greedy.tails()
+    greedy.ends_with(137)
     assert b"failed (out_of_memory)" in greedy.seen["err"]
 
 
 def test_what_cannot_run_is_told_with_its_remedy(start: Start) -> None:
     child = start("--image", "r-no-such-image:1", "--", "true")
-    assert child.end() == 125
+    child.ends_with(125)
     assert b"image_not_found" in child.seen["err"]
     assert b"Check the spelling of the image" in child.seen["err"]
     child = start("--", "no-such-program")
-    assert child.end() == 127
+    child.ends_with(127)
     assert b"command_not_found" in child.seen["err"]
     child = start("--", "/etc/passwd")
-    assert child.end() == 126
+    child.ends_with(126)
     assert b"command_not_executable" in child.seen["err"]
 
 
 def test_bad_usage_is_not_taken_for_the_commands_own_exit_code(start: Start) -> None:
     child = start("--memory", "much", "--", "true")
-    assert child.end() == 125
+    child.ends_with(125)
     assert b"--memory" in child.seen["err"]
     child = start("--memory", "0", "--", "true")
-    assert child.end() == 125
+    child.ends_with(125)
     assert b"--memory: 0 is not above 0" in child.seen["err"]
     assert not ContainerJob.objects.exists()
 
@@ -234,14 +234,14 @@ def test_a_host_that_does_not_answer_leaves_no_job_behind(start: Start, host: Ex
     host.connection_string = "unix:///nonexistent/docker.sock"
     host.save()
     child = start("--", "true")
-    assert child.end() == 125
+    child.ends_with(125)
     assert b"/nonexistent/docker.sock" in child.seen["err"]
     assert the_job().status == "cancelled"
 
 
 def test_detached_it_prints_the_id_and_nothing_else(start: Start) -> None:
     child = start("--detach", "--quiet", "--", "true")
-    assert child.end() == 0
+    child.ends_with(0)
     assert child.seen == {"out": f"{the_job().pk}\n".encode(), "err": b""}
     assert uuid.UUID(child.seen["out"].decode().strip()) == the_job().pk
     assert the_job().status == "pending"
@@ -251,7 +251,7 @@ def test_a_reader_that_left_ends_the_job(start: Start, docker_url: str) -> None:
     child = start("--", "sh", "-c", "trap 'exit 0' TERM; while true; do echo more; sleep 0.1; done")
     child.until("out", b"more\n")
     child.close_stdout()
-    assert child.end() == 141
+    child.ends_with(141)
     assert b"nobody reads the output any more" in child.seen["err"]
     assert the_job().status == "cancelled"
     assert containers_of(the_job(), docker_url) == []
@@ -266,16 +266,16 @@ def test_a_reader_that_stalls_does_not_make_it_deaf(start: Start) -> None:
     child.until("out", b"x\n")
     child.signal(signal.SIGINT)
     child.until("err", b"asked the job to stop")  # nobody reads stdout meanwhile
-    assert child.end() == 130
+    child.ends_with(130)
     assert the_job().status == "cancelled"
 
 
 def test_a_terminal_shows_the_progress_and_a_pipe_never_does(start: Start) -> None:
     piped = start("--name", "walk", "--", "sh", "-c", "sleep 1.5; echo done")
     terminal = start("--name", "walk", "--", "sh", "-c", "sleep 1.5; echo done", terminal=True)
-    assert piped.end() == 0
+    piped.ends_with(0)
     assert piped.seen == {"out": b"done\n", "err": b""}
-    assert terminal.end() == 0
+    terminal.ends_with(0)
     shown = terminal.seen["err"].decode()
     assert re.search(r"running 1 s  walk on real, job [0-9a-f]{8}", shown)
     assert "\x1b[2m" in shown
@@ -287,7 +287,7 @@ def test_a_terminal_without_colours_gets_none(start: Start) -> None:
     child = start("--", "sh", "-c", POLITE, environment={"NO_COLOR": "1"}, terminal=True)
     child.until("err", b"running 0 s")
     child.signal(signal.SIGINT)
-    assert child.end() == 130
+    child.ends_with(130)
     shown = child.seen["err"].decode()
     assert "\x1b" not in shown
     lines = visible(shown)
@@ -299,7 +299,7 @@ def test_the_environment_of_the_caller_is_not_the_jobs(start: Start) -> None:
     child = start(
         "--env", "TAKEN", "--env", "GIVEN=a b", "--", "env", environment={"TAKEN": "here", "LEFT": "secret"}
     )
-    assert child.end() == 0
+    child.ends_with(0)
     variables = child.seen["out"].decode().splitlines()
     assert "TAKEN=here" in variables
     assert "GIVEN=a b" in variables
