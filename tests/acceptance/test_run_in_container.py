@@ -202,7 +202,7 @@ def test_time_and_memory_limits_have_exit_codes_of_their_own(start: Start) -> No
     late = start("--timeout", "1", "--", "sleep", "60")
     late.ends_with(124)
     assert b"timeout (timeout): The job ran over its time limit of 1 s." in late.seen["err"]
-    greedy = start("--memory", "32", "--", "python", "-c", "x = b'x' * 2**28")
+    greedy = start("--memory", "64", "--", "python", "-c", "x = b'x' * 2**29")
     greedy.ends_with(137)
     assert b"failed (out_of_memory)" in greedy.seen["err"]
 
