@@ -42,7 +42,7 @@ def _tests(name: str, folder: str, *, database: str = "sqlite") -> Stage:
 
 
 def _records_on_postgres() -> Stage:
-    """What the database could make different: every way to end, and the life of a job, on PostgreSQL as well."""
+    """What the database could make different, on PostgreSQL as well: how jobs live and end."""
     files = ("engine/test_outcomes.py", *(f"acceptance/test_{name}.py" for name in _LIVES))
     command = (*PYTEST, *(f"tests/{file}" for file in files))
     return Stage(name="records-postgres", commands=(command,), database="postgres")
