@@ -184,6 +184,7 @@ def _change_status(job: ContainerJob) -> None:
         return
     stored = QuerySet(ContainerJob).values_list("status", flat=True).get(pk=job.pk)
     if target == stored:
+        job.mark_stored(["status"])
         return
     if target != Status.CANCELLED:
         legal = ", ".join(
@@ -644,7 +645,7 @@ def _store_late_record(
     if started_at is not None:
         fields["started_at"] = started_at
     QuerySet(ContainerJob).filter(
-        pk=job.pk, attempt=job.attempt, lease_token=lease.token, status__in=[str(s) for s in FINAL]
+        pk=job.pk, attempt=job.attempt, lease_token=lease.token, status=Status.CANCELLED
     ).update(**fields)
 
 

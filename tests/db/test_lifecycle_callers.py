@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Iterator
@@ -289,6 +290,56 @@ def test_a_container_that_ended_unseen_under_a_cancelled_job_keeps_its_record(
     assert (job.status, job.exit_reason, job.exit_code) == ("cancelled", "cancelled", 0)
     assert (job.docker_log, job.executions.get().exit_reason) == ("over\n", "success")
     assert [event.transition for event in job.events.all()] == ["create", "claim", "cancel"]
+
+
+# ------------------------------------------------------------------------------- writes that come late
+
+
+def test_an_attempt_that_was_given_back_moves_the_next_one_no_more(
+    host: ExecutorHost, lease: HeldLease
+) -> None:
+    """The same tenure of the same worker: the lease alone would let it pass."""
+    job = make_job()
+    mine, execution = claim(lease, host)
+    late = copy.copy(mine)
+    assert lifecycle.release(lease, mine, execution, worker=WORKER, message="", docker_log="")
+    second = claim(lease, host)
+    assert not start(lease, late, execution)
+    logs = LogState(
+        chunk_count=0,
+        cursor=None,
+        stdout_bytes=0,
+        stderr_bytes=0,
+        complete=False,
+        truncated=False,
+        stdout_text="of the first attempt",
+    )
+    lifecycle.store_logs(lease, late, execution, [], logs)
+    job.refresh_from_db()
+    assert (job.status, job.attempt, job.stdout_log) == ("launching", 2, "")
+    assert start(lease, *second)
+
+
+def test_a_second_word_about_an_ended_job_changes_nothing(host: ExecutorHost, lease: HeldLease) -> None:
+    job = make_job()
+    mine, execution = claim(lease, host)
+    late = copy.copy(mine)
+    assert finish(lease, mine, execution)
+    before = ContainerJob.objects.filter(pk=job.pk).values().get()
+    events = JobEvent.objects.count()
+    assert not finish(lease, late, execution)
+    assert ContainerJob.objects.filter(pk=job.pk).values().get() == before
+    assert JobEvent.objects.count() == events
+
+
+def test_a_status_saved_by_a_stale_instance_is_known_from_then_on(host: ExecutorHost) -> None:
+    stale = make_job()
+    ContainerJob.objects.get(pk=stale.pk).cancel()
+    stale.status = "cancelled"
+    stale.save()  # nothing to do
+    stale.status = "pending"
+    with pytest.raises(IllegalTransition):
+        stale.save()
 
 
 # -------------------------------------------------------------------------------------------- signals

@@ -6,6 +6,7 @@ prints the steps and a blob that repeats them (`@reproduce_failure`).
 
 from __future__ import annotations
 
+import copy
 import itertools
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -56,7 +57,7 @@ OUTCOMES = {
 RESULT = ("status", "completed_at", "exit_reason", "exit_message")
 
 HYPOTHESIS = hypothesis_settings(
-    max_examples=40,
+    max_examples=60,
     stateful_step_count=40,
     deadline=None,
     print_blob=True,
@@ -111,34 +112,48 @@ class Jobs(RuleBasedStateMachine):
         self.leases: dict[str, HeldLease] = {}
         self.holder: HeldLease | None = None
         self.numbers = itertools.count()
+        self.acquire(WORKERS[0])
+        self.create(0)
+        self.claim_as(WORKERS[0], 1)
+        self.create(0)
 
     # ------------------------------------------------------------------------------------- callers
 
-    @rule(priority=st.integers(-2, 2))
+    @precondition(lambda self: sum(model.status not in FINAL for model in self.models.values()) < 3)
+    @rule(priority=st.integers(-1, 1))
     def create(self, priority: int) -> None:
         job = make_job(priority=priority)
         self.models[job.pk] = Model(number=next(self.numbers), priority=priority)
         self.instances.append(job)
 
-    @precondition(lambda self: self.models)
+    def instance(self, data: st.DataObject) -> ContainerJob:
+        """What a caller may have in hand: of the newest jobs, an old reading or a fresh one."""
+        job = data.draw(st.sampled_from(self.instances[-6:]))
+        if data.draw(st.booleans()):
+            job = ContainerJob.objects.get(pk=job.pk)
+            self.instances.append(job)
+        return job
+
     @rule(data=st.data())
-    def read(self, data: st.DataObject) -> None:
-        pk = data.draw(st.sampled_from(list(self.models)))  # by age: ids are random
-        self.instances.append(ContainerJob.objects.get(pk=pk))
+    def meddle(self, data: st.DataObject) -> None:
+        """Whatever a caller may do; one rule, or most jobs would be cancelled before a worker sees them."""
+        job = self.instance(data)
+        act = data.draw(st.sampled_from(["save", "cancel", "save status"]))
+        if act == "save":
+            self.save(job, data.draw(st.sampled_from([None, 100, 101])))
+        elif act == "cancel":
+            self.cancel(job)
+        else:
+            wish = data.draw(st.just(Status.CANCELLED) | st.sampled_from(list(Status)))
+            self.save_status(job, wish, data.draw(st.sampled_from([None, ["status"]])))
 
-    @precondition(lambda self: self.instances)
-    @rule(data=st.data(), name=st.sampled_from(["first", "second"]))
-    def save_notes(self, data: st.DataObject, name: str) -> None:
-        job = data.draw(st.sampled_from(self.instances))
-        job.name = name
-        job.save()
-        assert ContainerJob.objects.get(pk=job.pk).name == name
-
-    @precondition(lambda self: self.instances)
-    @rule(data=st.data(), memory=st.integers(100, 104))
-    def save_limit(self, data: st.DataObject, memory: int) -> None:
-        job = data.draw(st.sampled_from(self.instances))
+    def save(self, job: ContainerJob, memory: int | None) -> None:
         before, model = job.memory_limit, self.models[job.pk]
+        job.name = f"saved with {memory}"
+        if memory is None:
+            job.save()
+            assert ContainerJob.objects.get(pk=job.pk).name == job.name
+            return
         job.memory_limit = memory
         if memory == before or model.status is Status.PENDING:
             job.save()
@@ -147,10 +162,7 @@ class Jobs(RuleBasedStateMachine):
             job.save()
         job.memory_limit = before
 
-    @precondition(lambda self: self.instances)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        job = data.draw(st.sampled_from(self.instances))
+    def cancel(self, job: ContainerJob) -> None:
         model = self.models[job.pk]
         assert job.cancel(by="somebody") is (model.status not in FINAL)
         if model.status is Status.PENDING:
@@ -160,10 +172,7 @@ class Jobs(RuleBasedStateMachine):
             model.cancel_requested = True
             model.history.append(("cancel_requested", model.status.value, model.status.value))
 
-    @precondition(lambda self: self.instances)
-    @rule(data=st.data(), wish=st.sampled_from(list(Status)), fields=st.sampled_from([None, ["status"]]))
-    def save_status(self, data: st.DataObject, wish: Status, fields: list[str] | None) -> None:
-        job = data.draw(st.sampled_from(self.instances))
+    def save_status(self, job: ContainerJob, wish: Status, fields: list[str] | None) -> None:
         model = self.models[job.pk]
         known = job.status
         job.status = wish.value
@@ -180,28 +189,41 @@ class Jobs(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------------------------- workers
 
-    @rule(worker=st.sampled_from(WORKERS), seize=st.booleans())
-    def acquire(self, worker: str, seize: bool) -> None:
-        if seize:  # the lease has run out
-            EngineLease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
-        lease = EngineLease.acquire(ENGINE, worker, 600.0)
-        assert (lease is not None) is (self.holder is None or seize)
-        if lease is not None:
-            assert self.holder is None or lease.token > self.holder.token
-            self.holder = self.leases[worker] = lease
-
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def give_back(self, data: st.DataObject) -> None:
-        lease = data.draw(st.sampled_from(sorted(self.leases.values())))
-        EngineLease.release(lease)
-        if lease == self.holder:
+    @rule(data=st.data(), worker=st.sampled_from(WORKERS))
+    def change_hands(self, data: st.DataObject, worker: str) -> None:
+        if self.holder is None:
+            self.acquire(worker)
+            return
+        act = data.draw(st.sampled_from(["take over", "give back", "adopt"]))
+        if act == "take over":
+            self.take_over(worker)
+        elif act == "give back":
+            EngineLease.release(self.holder)
             self.holder = None
+        elif worker in self.leases:
+            self.adopt(worker)
 
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data(), limit=st.integers(1, 3))
+    def acquire(self, worker: str) -> None:
+        lease = EngineLease.acquire(ENGINE, worker, 600.0)
+        assert lease is not None
+        assert all(lease.token > known.token for known in self.leases.values())
+        self.holder = self.leases[worker] = lease
+
+    def take_over(self, worker: str) -> None:
+        """The holder was silent for too long; it does not know yet."""
+        assert EngineLease.acquire(ENGINE, worker, 600.0) is None
+        EngineLease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
+        self.holder = None
+        self.acquire(worker)
+        self.adopt(worker)
+
+    @precondition(lambda self: any(model.status is Status.PENDING for model in self.models.values()))
+    @rule(data=st.data(), limit=st.integers(1, 2))
     def claim(self, data: st.DataObject, limit: int) -> None:
         worker = data.draw(st.sampled_from(sorted(self.leases)))
+        self.claim_as(worker, limit)
+
+    def claim_as(self, worker: str, limit: int) -> None:
         lease = self.leases[worker]
         if lease != self.holder:
             with pytest.raises(LeaseLost):
@@ -215,12 +237,13 @@ class Jobs(RuleBasedStateMachine):
             model = self.models[job.pk]
             model.attempt, model.token = model.attempt + 1, lease.token
             model.move(Transition.CLAIM, Status.LAUNCHING)
-            self.handles.append(Handle(job=job, execution=execution, lease=lease, worker=worker))
+            # The second is what a worker may believe that missed the answer to its last write.
+            for memory in (copy.copy(job), job):
+                self.handles.append(
+                    Handle(job=memory, execution=copy.copy(execution), lease=lease, worker=worker)
+                )
 
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def adopt(self, data: st.DataObject) -> None:
-        worker = data.draw(st.sampled_from(sorted(self.leases)))
+    def adopt(self, worker: str) -> None:
         lease = self.leases[worker]
         if lease != self.holder:
             with pytest.raises(LeaseLost):
@@ -249,15 +272,29 @@ class Jobs(RuleBasedStateMachine):
         assert call() is expected
         return expected
 
-    def draw(self, data: st.DataObject, *memories: Status) -> Handle | None:
-        fitting = [handle for handle in self.handles if handle.memory in memories]
-        return data.draw(st.sampled_from(fitting)) if fitting else None
-
-    @precondition(lambda self: self.handles)
+    @precondition(lambda self: any(handle.memory in ACTIVE for handle in self.handles))
     @rule(data=st.data())
-    def start(self, data: st.DataObject) -> None:
-        handle = self.draw(data, Status.LAUNCHING)
-        if handle is not None and self.writes(
+    def work_on(self, data: st.DataObject) -> None:
+        self.work(data)  # twice, as half of all steps should be a worker's
+
+    @precondition(lambda self: any(handle.memory in ACTIVE for handle in self.handles))
+    @rule(data=st.data())
+    def work(self, data: st.DataObject) -> None:
+        """Whatever a worker may do next with one of the jobs that it thinks it holds."""
+        fitting = [handle for handle in self.handles if handle.memory in ACTIVE][-4:]
+        handle = data.draw(st.sampled_from(fitting))
+        end = data.draw(st.sampled_from(list(OUTCOMES)))
+        if handle.memory is Status.RUNNING:
+            self.finish(handle, end)
+            return
+        act = data.draw(st.sampled_from([self.start, self.finish, self.release, self.reject]))
+        if act == self.finish:
+            self.finish(handle, end)
+        else:
+            act(handle)
+
+    def start(self, handle: Handle) -> None:
+        if self.writes(
             handle,
             lambda: lifecycle.start(
                 handle.lease,
@@ -271,12 +308,7 @@ class Jobs(RuleBasedStateMachine):
         ):
             self.models[handle.job.pk].move(Transition.START, Status.RUNNING)
 
-    @precondition(lambda self: self.handles)
-    @rule(data=st.data(), end=st.sampled_from(list(OUTCOMES)))
-    def finish(self, data: st.DataObject, end: Status) -> None:
-        handle = self.draw(data, Status.LAUNCHING, Status.RUNNING)
-        if handle is None:
-            return
+    def finish(self, handle: Handle, end: Status) -> None:
         launching = handle.memory is Status.LAUNCHING
         if not self.writes(handle, lambda: self._finish(handle, OUTCOMES[end])):
             return
@@ -304,12 +336,7 @@ class Jobs(RuleBasedStateMachine):
             docker_log="ended\n",
         )
 
-    @precondition(lambda self: self.handles)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        handle = self.draw(data, Status.LAUNCHING)
-        if handle is None:
-            return
+    def release(self, handle: Handle) -> None:
         model = self.models[handle.job.pk]
         if self.writes(
             handle,
@@ -328,12 +355,7 @@ class Jobs(RuleBasedStateMachine):
                 model.move(Transition.RELEASE, Status.PENDING)
                 model.token = None
 
-    @precondition(lambda self: self.handles)
-    @rule(data=st.data())
-    def reject(self, data: st.DataObject) -> None:
-        handle = self.draw(data, Status.LAUNCHING)
-        if handle is None:
-            return
+    def reject(self, handle: Handle) -> None:
         model = self.models[handle.job.pk]
 
         def refuse() -> bool:
@@ -353,7 +375,7 @@ class Jobs(RuleBasedStateMachine):
     @rule(data=st.data())
     def store_logs(self, data: st.DataObject) -> None:
         handle = data.draw(st.sampled_from(self.handles))
-        state = _state(handle.execution.log_chunk_count + 1, text=f"attempt {handle.execution.attempt}")
+        state = _state(handle.execution.log_chunk_count + 1, text=f"write {next(self.numbers)}")
         chunk = Chunk(handle.execution.log_chunk_count, b"", 0)
 
         def store() -> None:
