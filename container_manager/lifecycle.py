@@ -137,6 +137,8 @@ def change(job: ContainerJob, update_fields: Collection[str] | None, save: Calla
                 )
             if "docker_host_id" in changed:
                 job.host_pinned = True  # the caller's choice, unless it is to have none
+            if "command" in changed and "command_form" not in changed:
+                job.command_form = ""  # by looking at the new one, as at its creation
             Desk().admit(job)
             columns.update(SPEC_FIELDS)
         if wanted is not None:

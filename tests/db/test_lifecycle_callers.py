@@ -185,6 +185,15 @@ def test_the_container_is_fixed_once_claimed(host: ExecutorHost, lease: HeldLeas
     assert ContainerJob.objects.get(pk=job.pk).name == "renamed"
 
 
+def test_a_changed_command_gets_the_form_that_it_needs(host: ExecutorHost) -> None:
+    job = make_job(docker_host=host, command="echo a")
+    assert job.command_form == "exec"
+    job.command = "echo a | wc -c"
+    job.save()
+    job.refresh_from_db()
+    assert (job.command, job.command_form) == ("echo a | wc -c", "shell")
+
+
 def test_a_pending_job_can_be_changed_and_is_checked_again(host: ExecutorHost) -> None:
     job = make_job(command="true")
     job.memory_limit, job.environment_vars = 64, {"A": "1"}
