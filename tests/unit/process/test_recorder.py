@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,17 +83,23 @@ def test_beyond_the_cap_the_rest_is_left_out_and_that_is_said() -> None:
     assert written == [(1, b"12345\n"), (2, b"[8 bytes of output are left out here: the log is full]\n")]
 
 
-@pytest.fixture
-def small_files() -> Iterator[int]:
-    """No file of this process may grow beyond a limit: a full disk, in small."""
+@contextmanager
+def small_files() -> Iterator[None]:
+    """No file of this process may grow beyond 4 KiB: a full disk, in small.
+
+    Lifted before the test reports: pytest's own output may go to a file that is longer.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield 4096
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_leaves_whole_records(small_files: int) -> None:
-    written = record([(1, b"a" * 3000 + b"\n"), (1, b"b" * 3000 + b"\n"), (1, b"c\n")])
+def test_a_full_disk_leaves_whole_records() -> None:
+    with small_files():
+        written = record([(1, b"a" * 3000 + b"\n"), (1, b"b" * 3000 + b"\n"), (1, b"c\n")])
     assert written[0] == (1, b"a" * 3000 + b"\n")
     assert written[1:] == [(2, b"[3003 bytes of output are left out here: the log is full]\n")]
 
