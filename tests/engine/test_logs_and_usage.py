@@ -218,9 +218,11 @@ print(time.process_time() / (time.monotonic() - begun))
 def test_half_a_core_is_reported_as_such(host: ExecutorHost) -> None:
     job = finished(ContainerJob.objects.create_job(BASE_IMAGE, python(HALF_A_CORE), cpu_limit=1.0))
     assert job.status == "completed"
-    assert 0.4 < float(job.clean_output) < 0.6, "the machine was too busy for the program itself"
+    # The program says what share of a core it had in truth: on a busy machine that is less than its half.
+    share = float(job.clean_output) * 100
+    assert 0 < share < 60
     assert job.cpu_usage_percent is not None
-    assert 40 <= job.cpu_usage_percent <= 60
+    assert abs(job.cpu_usage_percent - share) <= 10
 
 
 def test_usage_that_could_not_be_measured_is_unknown_and_not_zero(host: ExecutorHost) -> None:
