@@ -69,11 +69,8 @@ class Settings:
     def policy(self) -> Policy:
         """The part of the settings that decides what a job may ask for."""
         return Policy(
-            default_memory_mb=self.DEFAULT_MEMORY_LIMIT,
             max_memory_mb=self.MAX_MEMORY_LIMIT,
-            default_cpus=self.DEFAULT_CPU_LIMIT,
             max_cpus=self.MAX_CPU_LIMIT,
-            default_timeout=self.DEFAULT_TIMEOUT_SECONDS,
             max_timeout=self.MAX_TIMEOUT_SECONDS,
             default_user=self.DEFAULT_USER,
             pids_limit=self.PIDS_LIMIT,

@@ -24,13 +24,10 @@ TMP = "/tmp"  # noqa: S108
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """Defaults and ceilings. Megabytes are 2**20 bytes; times in seconds; CPUs in cores."""
+    """The default user and the ceilings. Megabytes are 2**20 bytes; times in seconds; CPUs in cores."""
 
-    default_memory_mb: int = 256
     max_memory_mb: int = 2048
-    default_cpus: float = 1.0
     max_cpus: float = 2.0
-    default_timeout: int = 300
     max_timeout: int = 3600
     default_user: str = "10001:10001"
     pids_limit: int = 256

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from django.db.models import F
 from django.utils import timezone
 
 from container_manager import lifecycle
@@ -126,9 +127,12 @@ class HostExecutor:
 
         The container of an active job ends that job: it counts as a request to cancel it.
         """
-        for job in ContainerJob.objects.active().filter(docker_host=self.host):
-            if execution_identifier and execution_identifier == job.get_execution_identifier():
-                lifecycle.request_cancel(job, actor="cleanup")
+        for job in ContainerJob.objects.active().filter(
+            docker_host=self.host,
+            executions__attempt=F("attempt"),
+            executions__container_name=execution_identifier,
+        ):
+            lifecycle.request_cancel(job, actor="cleanup")
         self._executor.remove(execution_identifier)
         return True
 

@@ -24,7 +24,6 @@ from container_manager.core.errors import (
     HostMismatch,
     ImageNotFound,
     JobFault,
-    LeaseLost,
 )
 from container_manager.core.observation import (
     ContainerState,
@@ -429,7 +428,7 @@ class HostAgent:
                     failures = 0
                     self._heed(event)
                 error: ExecutorError = HostFault("the engine closed the event stream")
-            except (HostFault, HostMismatch) as fault:
+            except HostFault as fault:
                 error = fault
             if self._stopping.is_set():
                 return
@@ -519,7 +518,7 @@ class HostAgent:
         def guarded(*args: object) -> None:
             try:
                 call(*args)
-            except (ExecutorError, LeaseLost) as error:
+            except ExecutorError as error:
                 logger.info("%s: %s: %s", self.name, call.__name__.strip("_"), error)
             except BaseException:
                 logger.exception("%s: %s failed", self.name, call.__name__.strip("_"))

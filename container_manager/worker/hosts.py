@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from container_manager.conf import Settings
-from container_manager.core.errors import ConfigurationError, ExecutorError, HostFault, HostMismatch
+from container_manager.core.errors import ConfigurationError, ExecutorError, HostFault
 from container_manager.core.observation import HostFacts
 from container_manager.executors.base import Executor
 from container_manager.executors.registry import open_executor
@@ -139,7 +139,7 @@ class HostSeat:
     def _ask(self, executor: Executor) -> None:
         try:
             facts = executor.health()
-        except (HostFault, HostMismatch) as error:
+        except HostFault as error:
             self._inbox.put(HostDown(host_id=self.host.pk, error=error))
         else:
             self._inbox.put(HostUp(host_id=self.host.pk, facts=facts))

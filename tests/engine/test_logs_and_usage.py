@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import docker
 import pytest
@@ -13,11 +13,9 @@ from container_manager.conf import get_settings
 from container_manager.models import ContainerJob, ExecutorHost
 from tests.acceptance.running import (
     OBEDIENT_PROGRAM,
-    connect,
     drain,
     finished,
     our_containers,
-    register,
     signal_job,
     stored,
     until,
@@ -34,22 +32,6 @@ import os
 for number in range({LINES}):
     os.write(1 + number % 2, b"line %d of stream %d\\n" % (number, 1 + number % 2))
 """
-
-
-@pytest.fixture
-def engine(docker_url: str) -> Iterator[docker.DockerClient]:
-    client = connect(docker_url)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def host(transactional_db: None, engine: docker.DockerClient, docker_url: str) -> Iterator[ExecutorHost]:
-    yield register(docker_url)
-    left = our_containers(engine)
-    for name in left:
-        engine.containers.get(name).remove(force=True)
-    assert not left, "the test left containers behind"
 
 
 def python(program: str, *arguments: str) -> list[str]:

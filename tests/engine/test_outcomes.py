@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import docker
@@ -22,7 +22,6 @@ from tests.acceptance.running import (
     OBEDIENT_PROGRAM,
     connect,
     finished,
-    our_containers,
     register,
     signal_job,
     stored,
@@ -124,22 +123,6 @@ CASES = {
         for code in (125, 126, 127, 255)
     },
 }
-
-
-@pytest.fixture
-def engine(docker_url: str) -> Iterator[docker.DockerClient]:
-    client = connect(docker_url)
-    yield client
-    client.close()
-
-
-@pytest.fixture
-def host(transactional_db: None, engine: docker.DockerClient, docker_url: str) -> Iterator[ExecutorHost]:
-    yield register(docker_url)
-    left = our_containers(engine)
-    for name in left:
-        engine.containers.get(name).remove(force=True)
-    assert not left, "the test left containers behind"
 
 
 def must_say(job: ContainerJob, *words: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 
-from container_manager.core.errors import ConfigurationError, HostFault, HostMismatch
+from container_manager.core.errors import ConfigurationError, HostFault
 from container_manager.executors.registry import PROCESS, open_executor
 from container_manager.models import ExecutorHost
 
@@ -59,7 +59,7 @@ class Command(BaseCommand):
             facts = executor.health()
             host.save()
             host.record_up(facts)
-        except (HostFault, HostMismatch) as error:
+        except HostFault as error:
             raise CommandError(f"nothing was registered: {error}") from error
         finally:
             executor.close()
