@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
+import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,7 @@ from container_manager.models import (
     ExecutionMetadata,
     ExecutorHost,
     Installation,
+    RegisteredWorker,
 )
 from container_manager.models.admission import spec_of
 from container_manager.models.lease import HeldLease
@@ -76,10 +80,15 @@ class HostExecutor:
         """
         facts = self._executor.health()
         self.host.record_up(facts)
-        lease = EngineLease.acquire(facts.engine_id, "launch_job", _LAUNCH_LEASE_SECONDS)
+        name = f"launch_job:{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
+        # Registered, so that a worker need not wait for the lease to run out should this process die here.
+        RegisteredWorker.register(name, slots=1)
+        lease = EngineLease.acquire(facts.engine_id, name, _LAUNCH_LEASE_SECONDS)
         if lease is None:
+            RegisteredWorker.leave(name)
             return self._wait_for_worker(job)
         try:
+            self._mind_slots()
             claimed = lifecycle.claim(lease, self.host, limit=1, worker="launch_job", only=[job.pk])
             if not claimed:
                 job.refresh_from_db()
@@ -90,6 +99,7 @@ class HostExecutor:
             self._start(lease, mine, execution)
         finally:
             EngineLease.release(lease)
+            RegisteredWorker.leave(name)
             job.refresh_from_db()
         return job.get_execution_identifier()
 
@@ -152,6 +162,15 @@ class HostExecutor:
                 f"executor_type: the host {host.name!r} is {host.executor_type!r}, not Docker."
             )
         return executor.docker_client()
+
+    def _mind_slots(self) -> None:
+        """Nobody serves the host, so its running jobs are all that take slots. Raises ConfigurationError."""
+        used = ContainerJob.objects.active().filter(docker_host=self.host).count()
+        if used >= self.host.max_concurrent_jobs:
+            raise ConfigurationError(
+                f"max_concurrent_jobs: all {used} slots of the host {self.host.name!r} are taken, by jobs "
+                "that no worker follows. Start one with: python manage.py process_container_jobs"
+            )
 
     def _start(self, lease: HeldLease, job: ContainerJob, execution: ExecutionMetadata) -> None:
         try:
