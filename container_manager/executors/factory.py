@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
-import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +23,18 @@ from container_manager.executors.base import Executor
 from container_manager.executors.registry import open_executor
 from container_manager.models import (
     ContainerJob,
-    EngineLease,
     ExecutionMetadata,
     ExecutorHost,
     Installation,
-    RegisteredWorker,
 )
 from container_manager.models.admission import spec_of
+from container_manager.models.brief import temporary_lease
 from container_manager.models.lease import HeldLease
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
+LAUNCHER = "launch_job"  # as the events name it
 LAUNCH_WAIT_SECONDS = 60.0
 _LAUNCH_LEASE_SECONDS = 120.0
 
@@ -80,27 +77,13 @@ class HostExecutor:
         """
         facts = self._executor.health()
         self.host.record_up(facts)
-        name = f"launch_job:{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
-        # Registered, so that a worker need not wait for the lease to run out should this process die here.
-        RegisteredWorker.register(name, slots=1)
-        lease = EngineLease.acquire(facts.engine_id, name, _LAUNCH_LEASE_SECONDS)
-        if lease is None:
-            RegisteredWorker.leave(name)
-            return self._wait_for_worker(job)
-        try:
-            self._mind_slots()
-            claimed = lifecycle.claim(lease, self.host, limit=1, worker="launch_job", only=[job.pk])
-            if not claimed:
+        with temporary_lease(facts.engine_id, LAUNCHER, _LAUNCH_LEASE_SECONDS) as lease:
+            if lease is None:
+                return self._wait_for_worker(job)
+            try:
+                self._launch_here(lease, job)
+            finally:
                 job.refresh_from_db()
-                raise ConfigurationError(
-                    f"status: the job is {job.status!r} on {job.docker_host}, not waiting here."
-                )
-            mine, execution = claimed[0]
-            self._start(lease, mine, execution)
-        finally:
-            EngineLease.release(lease)
-            RegisteredWorker.leave(name)
-            job.refresh_from_db()
         return job.get_execution_identifier()
 
     def check_status(self, execution_identifier: str) -> str:
@@ -163,6 +146,17 @@ class HostExecutor:
             )
         return executor.docker_client()
 
+    def _launch_here(self, lease: HeldLease, job: ContainerJob) -> None:
+        self._mind_slots()
+        claimed = lifecycle.claim(lease, self.host, limit=1, worker=LAUNCHER, only=[job.pk])
+        if not claimed:
+            job.refresh_from_db()
+            raise ConfigurationError(
+                f"status: the job is {job.status!r} on {job.docker_host}, not waiting here."
+            )
+        mine, execution = claimed[0]
+        self._start(lease, mine, execution)
+
     def _mind_slots(self) -> None:
         """Nobody serves the host, so its running jobs are all that take slots. Raises ConfigurationError."""
         used = ContainerJob.objects.active().filter(docker_host=self.host).count()
@@ -180,17 +174,17 @@ class HostExecutor:
             container_id = self._executor.create(spec)
             self._executor.start(container_id)
         except HostFault as error:
-            lifecycle.release(lease, job, execution, worker="launch_job", message=str(error), docker_log="")
+            lifecycle.release(lease, job, execution, worker=LAUNCHER, message=str(error), docker_log="")
             raise
         except (ExecutorError, InvalidJob) as error:
-            lifecycle.refuse(lease, job, execution, error, worker="launch_job")
+            lifecycle.refuse(lease, job, execution, error, worker=LAUNCHER)
             raise
         lifecycle.start(
             lease,
             job,
             execution,
             at=timezone.now(),
-            worker="launch_job",
+            worker=LAUNCHER,
             container_id=container_id,
             docker_log="",
         )

@@ -12,10 +12,18 @@ from django.utils import timezone
 
 from container_manager.conf import Settings
 from container_manager.core.observation import ContainerState, OwnedContainer
-from container_manager.core.reconcile import Found, JobRecord, Judgement, judge
+from container_manager.core.reconcile import Found, JobRecord, Judgement, Verdict, judge
 from container_manager.core.spec import LABEL_ATTEMPT, LABEL_JOB, container_name
 from container_manager.core.states import Status
-from container_manager.models import ContainerJob, ExecutionMetadata, Installation
+from container_manager.executors.base import Executor
+from container_manager.models import (
+    ContainerJob,
+    EngineLease,
+    ExecutionMetadata,
+    ExecutorHost,
+    Installation,
+)
+from container_manager.models.brief import temporary_lease
 
 logger = logging.getLogger("container_manager.worker")
 
@@ -102,3 +110,58 @@ def _is_id(text: str) -> bool:
     except ValidationError:
         return False
     return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What is on one engine and what the database says about it."""
+
+    holder: str  # the worker that serves the engine; empty: nobody
+    engine_id: str
+    containers: list[Stray]  # all of our installation's, not only strays
+    missing: list[ContainerJob]  # active jobs of the host whose container is not there
+
+    @property
+    def useless(self) -> list[Stray]:
+        """What a pass would remove."""
+        return [stray for stray in self.containers if stray.judgement.verdict is Verdict.REMOVE]
+
+
+def survey(host: ExecutorHost, executor: Executor, settings: Settings) -> Survey:
+    """Hold all of the installation's containers on a host against the database; nothing is changed.
+
+    Raises HostFault, HostMismatch.
+    """
+    facts = executor.health()
+    host.record_up(facts)
+    installation = Installation.current()
+    # Jobs first: a container that ends and goes between the two looks is no missing one.
+    active = list(ContainerJob.objects.active().filter(docker_host=host).without_logs())
+    listed = executor.list_owned(installation)
+    names = {container.name for container in listed}
+    return Survey(
+        holder=EngineLease.holder(facts.engine_id),
+        engine_id=facts.engine_id,
+        containers=judge_strays(
+            listed,
+            installation=installation,
+            engine_now=facts.system_time or timezone.now(),
+            settings=settings,
+        ),
+        missing=[job for job in active if job.container_name not in names],
+    )
+
+
+def remove_useless(found: Survey, executor: Executor, settings: Settings) -> list[Stray] | None:
+    """Remove what a survey found useless, at most RECONCILE_LIMIT; None while a worker serves the engine.
+
+    That worker does the same all the time. Raises HostFault.
+    """
+    with temporary_lease(found.engine_id, "reconcile", settings.LEASE_SECONDS) as lease:
+        if lease is None:
+            return None
+        removed = found.useless[: settings.RECONCILE_LIMIT]
+        for stray in removed:
+            EngineLease.renew(lease, settings.LEASE_SECONDS)
+            executor.remove(stray.container.container_id)
+        return removed
