@@ -396,3 +396,22 @@ class TestWays:
         assert (told.cpus, told.memory_bytes) == (info["NCPU"], info["MemTotal"])
         assert told.user_namespaces == ("name=userns" in info["SecurityOptions"])
         assert json.dumps(told.details)
+
+
+class TestWithdraw:
+    def test_a_program_that_ran_between_the_look_and_the_removal_is_not_taken_for_one_that_never_did(
+        self, driving: Driving, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Given a container that was seen unstarted, and a start, long on its way, that the engine then
+        # carries out; the program is done in a moment.
+        container_id = driving.executor.create(driving.spec("true"))
+        unstarted = driving.executor.inspect(container_id)
+        other = driving.another()
+        other.start(container_id)
+        driving.ended(container_id)
+        # When it is withdrawn by what was seen
+        monkeypatch.setattr(driving.executor, "inspect", lambda _: unstarted)
+        # Then the engine's events tell that it ran: nobody may run it a second time.
+        assert driving.executor.withdraw(container_id) is False
+        assert other.inspect(container_id).state is ContainerState.NOT_FOUND
+        other.close()
