@@ -136,11 +136,11 @@ class Executor(ABC):
 
     @abstractmethod
     def withdraw(self, container_id: str) -> bool:
-        """Take a container away that was created and never started, so that it never can be.
+        """See to it that a container that was never started never can be, by taking it away.
 
         A start that somebody sent before and that the engine has not carried out yet either comes first or
-        finds nothing. True: it is gone and never ran. False: it runs, or has run; it was left where it is, if
-        it was there. Raises `HostFault`.
+        finds nothing. True: it is gone, or never was there, and as far as the engine remembers it never ran.
+        False: it runs, or has run; it was left where it is, if it was there. Raises `HostFault`.
         """
 
     @abstractmethod

@@ -229,7 +229,7 @@ class FakeExecutor(Executor):
                 return False
             if container is not None:
                 self.engine.discard(container)
-            return True
+            return not self.engine.starts[container_id]
 
     def close(self) -> None:
         """End the streams of this executor; the engine and its containers stay."""

@@ -431,18 +431,16 @@ class HostAgent:
         if seen is None:
             return  # the comparison after the next connect asks again
         run.container_id = seen.container_id or run.container_id
-        if seen.state is ContainerState.CREATED and not seen.ever_started and not seen.error:
+        unstarted = seen.state is ContainerState.CREATED and not seen.ever_started and not seen.error
+        if unstarted or (seen.state is ContainerState.NOT_FOUND and not run.ever_running):
             # A start of somebody else's may be on its way yet: the engine decides which of us comes first.
             if self._executor.withdraw(run.name):
-                self._fail(
-                    run, HostFault("the container was created and never started; the job is given back")
-                )
+                what = "created and never started" if unstarted else "never created"
+                self._fail(run, HostFault(f"the container was {what}; the job is given back"))
             else:
-                run.note("adopt: it was started while we looked")
+                run.note("adopt: the engine remembers that it was started")
                 run.ever_running = True
                 self._submit(self._resolve, run)
-        elif seen.state is ContainerState.NOT_FOUND and not run.ever_running:
-            self._fail(run, HostFault("the container was never created; the job is given back"))
         elif seen.state is ContainerState.UNKNOWN:
             return
         else:

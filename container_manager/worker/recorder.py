@@ -47,6 +47,7 @@ class Held:
     execution: ExecutionMetadata
     run: Run
     seat: HostSeat
+    lease: HeldLease  # of the tenure in which it came into our hands
 
 
 class Recorder:
@@ -65,7 +66,7 @@ class Recorder:
         if held.job.status != Status.LAUNCHING:
             return held.job.status == Status.RUNNING  # adopted in this state
         moved = lifecycle.start(
-            _lease(held),
+            held.lease,
             held.job,
             execution,
             at=fact.started_at,
@@ -80,7 +81,7 @@ class Recorder:
         """The program never ran: back to the queue when the host is at fault, else the end of the job."""
         if fact.intent is Intent.NONE and isinstance(fact.error, HostFault):
             lifecycle.release(
-                _lease(held),
+                held.lease,
                 held.job,
                 held.execution,
                 worker=self._worker,
@@ -130,12 +131,12 @@ class Recorder:
     def logs(self, held: Held, batch: LogBatch) -> None:
         """Output of a running job."""
         chunks = [] if batch.chunk is None else [batch.chunk]
-        lifecycle.store_logs(_lease(held), held.job, held.execution, chunks, batch.state)
+        lifecycle.store_logs(held.lease, held.job, held.execution, chunks, batch.state)
 
-    def lost(self, held: Held, lease: HeldLease, message: str) -> None:
+    def lost(self, held: Held, message: str) -> None:
         """The host is given up with all that ran there; `message` is the evidence."""
         held.run.note(f"given up: {message}")
-        self._finish(held, lost(message), None, lease=lease)
+        self._finish(held, lost(message), None)
 
     def removed(self, keys: Collection[Key]) -> None:
         """Containers of these attempts are gone."""
@@ -145,9 +146,7 @@ class Recorder:
         )
         rows.update(removed_at=timezone.now())
 
-    def _finish(
-        self, held: Held, outcome: Outcome, fact: Exited | None, *, lease: HeldLease | None = None
-    ) -> None:
+    def _finish(self, held: Held, outcome: Outcome, fact: Exited | None) -> None:
         if fact is not None:
             seen, chunk, logs = fact.observation, fact.chunk, fact.logs
             gone = seen.state is ContainerState.NOT_FOUND
@@ -158,7 +157,7 @@ class Recorder:
             chunk, logs = held.run.logs.rest()
         again = self._again(held.job, outcome)
         done = lifecycle.finish(
-            lease or _lease(held),
+            held.lease,
             held.job,
             held.execution,
             outcome,
@@ -205,11 +204,6 @@ class Recorder:
                 "docker_host": held.seat.host.name,
             },
         )
-
-
-def _lease(held: Held) -> HeldLease:
-    assert held.seat.tenure is not None  # noqa: S101 - a held job's seat has one until it is left
-    return held.seat.tenure.lease
 
 
 def _usage(held: Held, outcome: Outcome, fact: Exited | None) -> Usage:

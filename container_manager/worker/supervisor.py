@@ -436,7 +436,7 @@ class Worker:
             run.engine_log.extend(job.docker_log.splitlines())
             run.announced = run.ever_running = job.status == Status.RUNNING
             run.container_id, run.started_at = execution.container_id, job.started_at
-            orphans.append(Held(job=job, execution=execution, run=run, seat=seat))
+            orphans.append(Held(job=job, execution=execution, run=run, seat=seat, lease=tenure.lease))
         return orphans
 
     def _keep_leases(self) -> None:
@@ -484,7 +484,7 @@ class Worker:
                 continue  # another worker holds it, and comes to the same conclusion
             mine = [held for held in self._held.values() if held.seat is seat]
             for held in mine + self._orphans(seat, tenure):
-                self._recorder.lost(held, tenure.lease, evidence)
+                self._recorder.lost(held, evidence)
                 self._held.pop(held.run.key, None)
                 if seat.agent is not None:
                     seat.agent.forget(held.run)
@@ -508,7 +508,8 @@ class Worker:
             logger.warning("job %s is refused: %s", job.pk, refusal, extra={"job_id": str(job.pk)})
             lifecycle.refuse(seat.tenure.lease, job, execution, refusal, worker=self.name)
             return
-        self._held[run.key] = Held(job=job, execution=execution, run=run, seat=seat)
+        lease = seat.tenure.lease
+        self._held[run.key] = Held(job=job, execution=execution, run=run, seat=seat, lease=lease)
         assert seat.agent is not None  # noqa: S101 - jobs are claimed for serving seats alone
         seat.agent.launch(run)
 

@@ -227,17 +227,15 @@ class DockerExecutor(Executor):
         seen = self.inspect(container_id)  # waits for a start that the engine is carrying out just now
         if seen.ever_started:
             return False
-        if seen.state is ContainerState.NOT_FOUND:
-            return True
-        try:
-            self._connection.call("DELETE", _path(container_id), params={"v": "true"})
-        except Refused as refused:
-            if refused.http_status == 404:
-                return True
-            if refused.http_status == 409 and self.inspect(container_id).ever_started:
-                return False
-            raise engine_fault(refused) from refused
-        return not self._was_started(seen)
+        if seen.state is not ContainerState.NOT_FOUND:
+            try:
+                self._connection.call("DELETE", _path(container_id), params={"v": "true"})
+            except Refused as refused:
+                if refused.http_status == 409 and self.inspect(container_id).ever_started:
+                    return False
+                if refused.http_status != 404:
+                    raise engine_fault(refused) from refused
+        return not self._was_started(container_id)
 
     def close(self) -> None:
         """See `Executor.close`."""
@@ -295,21 +293,20 @@ class DockerExecutor(Executor):
             self.remove(container_id)  # never started, and of no use without its network
             raise
 
-    def _was_started(self, seen: Observation) -> bool:
-        """Whether a container that is gone ran after it was seen, by the engine's own events."""
+    def _was_started(self, container_id: str) -> bool:
+        """Whether a container that is not there ran before, as far as the engine remembers its events."""
         # The engine's own time: the answer to a question about the future would wait for it.
         until = translate.moment(self._call("GET", "/info").get("SystemTime"))
-        if until is None or seen.created_at is None:
-            raise EngineFault(f"the engine does not tell whether {seen.name} was started; it tells no time")
+        if until is None:
+            raise EngineFault(f"whether {container_id} was started cannot be told: the engine tells no time")
         params = {
-            "since": f"{seen.created_at.timestamp():.6f}",
+            "since": "1",
             "until": f"{until.timestamp():.6f}",
-            "filters": json.dumps({"container": [seen.container_id], "event": ["start"]}),
+            "filters": json.dumps({"container": [container_id], "event": ["start"]}),
         }
+        patience = self.config.timeout_seconds
         try:
-            with self._connection.stream(
-                "GET", "/events", params=params, idle_timeout=self.config.timeout_seconds
-            ) as stream:
+            with self._connection.stream("GET", "/events", params=params, idle_timeout=patience) as stream:
                 return any(True for _ in json_lines(stream))
         except Refused as refused:
             raise engine_fault(refused) from refused
