@@ -1,0 +1,173 @@
+"""From an intent to a running program, once: by launching it, or by finding out what became of a launch."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import Protocol
+
+from container_manager.core.errors import CreateFailed, ExecutorError, HostFault, ImageNotFound, JobFault
+from container_manager.core.observation import ContainerState, ImageFacts
+from container_manager.core.outcome import Intent
+from container_manager.worker.crew import Crew
+from container_manager.worker.harvest import ALIVE, FOLLOW_AFTER_SECONDS, Harvester
+from container_manager.worker.link import Link
+from container_manager.worker.messages import Inbox, Launched, LaunchFailed
+from container_manager.worker.run import Phase, Run
+from container_manager.worker.stopping import Stopper
+
+#: How long a launch waits for the connection to stand again, before its job is given back.
+CONNECT_PATIENCE_SECONDS = 2.0
+#: How soon we look what became of a start whose answer got lost.
+LOOK_AGAIN_SECONDS = 0.5
+
+
+class Fence(Protocol):
+    """Whether this worker may still act on the host, by its own clock."""
+
+    def is_valid(self) -> bool:
+        """False from a safe moment before the lease runs out."""
+
+
+class Launcher:
+    """Starts only what was never started; reports `Launched` or `LaunchFailed`."""
+
+    def __init__(
+        self, link: Link, crew: Crew, inbox: Inbox, fence: Fence, harvester: Harvester, stopper: Stopper
+    ) -> None:
+        self._link = link
+        self._executor = link.executor
+        self._crew = crew
+        self._inbox = inbox
+        self._fence = fence
+        self._harvester = harvester
+        self._stopper = stopper
+
+    def launch(self, run: Run) -> None:
+        """Pull, create, start."""
+        try:
+            self._launch(run)
+        except Exception as error:
+            # A bug in a driver must not leave the job "launching" for ever.
+            self._fail(run, CreateFailed("the executor failed in a way it should not", detail=repr(error)))
+            raise
+
+    def resolve(self, run: Run) -> None:
+        """Find out what a run of unknown fate has come to, and go on from there."""
+        if run.phase is not Phase.UNCERTAIN:
+            return
+        seen = self._link.look(run.name)
+        if seen is None or seen.state is ContainerState.UNKNOWN:
+            return  # the comparison after the next connect asks again
+        run.container_id = seen.container_id or run.container_id
+        unstarted = seen.state is ContainerState.CREATED and not seen.ever_started and not seen.error
+        if unstarted or (seen.state is ContainerState.NOT_FOUND and not run.ever_running):
+            # A start of somebody else's may be on its way yet: the engine decides which of us comes first.
+            if self._executor.withdraw(run.name):
+                what = "created and never started" if unstarted else "never created"
+                self._fail(run, HostFault(f"the container was {what}; the job is given back"))
+            else:
+                run.note("adopt: the engine remembers that it was started")
+                run.ever_running = True
+                self._crew.work(self.resolve, run)
+            return
+        run.note(f"adopt: container {run.name[:12]} is {seen.state}")
+        run.interrupted = seen.state not in ALIVE
+        self._runs_now(run, None, seen.started_at or self._link.engine_now())
+        if seen.state not in ALIVE:
+            self._harvester.harvest(run)
+
+    def _launch(self, run: Run) -> None:
+        image: ImageFacts | None = None
+        try:
+            if not self._link.wait(CONNECT_PATIENCE_SECONDS):
+                raise HostFault("the connection to the engine broke and does not stand yet")
+            if self._given_up(run):
+                return
+            image = self._pull(run)
+            if image.pulled:
+                run.note(f"pull: {run.spec.image} is on the host now")
+            if self._given_up(run):
+                return
+            run.container_id = self._create(run)
+            run.note(f"create: container {run.container_id[:12]} named {run.spec.name}")
+        except ExecutorError as error:
+            self._fail(run, error)
+            return
+        if self._given_up(run, created=True):
+            return
+        try:
+            self._executor.start(run.container_id)
+        except HostFault as error:
+            # The start may have had its effect: only a look can tell.
+            run.note(f"start: no answer: {error}")
+            run.phase, run.interrupted = Phase.UNCERTAIN, True
+            self._crew.after(LOOK_AGAIN_SECONDS, self.resolve, run)
+            return
+        except JobFault as error:
+            run.note(f"start: refused: {error.detail or error}")
+            self._fail(run, error, exit_code=self._exit_code(run))
+            return
+        self._runs_now(run, image, self._link.engine_now())
+
+    def _pull(self, run: Run) -> ImageFacts:
+        return self._executor.pull(run.spec.image, progress=lambda line: run.note(f"pull: {line}"))
+
+    def _create(self, run: Run) -> str:
+        try:
+            return self._executor.create(run.spec)
+        except ImageNotFound:
+            run.note("create: the image went away since we looked; fetching it once more")
+            self._pull(run)
+            return self._executor.create(run.spec)
+
+    def _given_up(self, run: Run, *, created: bool = False) -> bool:
+        if not self._fence.is_valid():
+            # What we created is the next holder's to deal with.
+            self._fail(run, HostFault("the worker's lease on the host ran out before the start"))
+            return True
+        if run.intent is not Intent.NONE:
+            if created:
+                self._take_back(run)
+            self._fail(run, JobFault("stopped before it was started"))
+            return True
+        return False
+
+    def _take_back(self, run: Run) -> None:
+        try:
+            self._executor.withdraw(run.container_id)
+        except HostFault as error:
+            run.note(f"withdraw: {error}; it is found again as a stray")
+
+    def _fail(self, run: Run, error: ExecutorError, *, exit_code: int | None = None) -> None:
+        run.note(f"launch failed: {error}" + (f" [{error.detail}]" if error.detail else ""))
+        run.phase = Phase.HARVESTING
+        self._inbox.put(LaunchFailed(key=run.key, error=error, exit_code=exit_code, intent=run.intent))
+
+    def _exit_code(self, run: Run) -> int | None:
+        try:
+            return self._executor.inspect(run.container_id).exit_code
+        except HostFault as error:
+            run.note(f"inspect: {error}")
+            return None
+
+    def _runs_now(self, run: Run, image: ImageFacts | None, started_at: datetime) -> None:
+        now = time.monotonic()
+        with run.lock:
+            if run.phase in (Phase.HARVESTING, Phase.DONE):
+                return
+            run.phase, run.ever_running, run.running_since = Phase.RUNNING, True, now
+            run.started_at = run.started_at or started_at
+        if not run.announced:
+            run.announced = True
+            run.note("start: running", started_at)
+            self._inbox.put(
+                Launched(key=run.key, container_id=run.container_id, started_at=started_at, image=image)
+            )
+        left = run.timeout_seconds - (self._link.engine_now() - started_at).total_seconds()
+        self._crew.at(now + left, self._stopper.stop, run, Intent.TIMEOUT)
+        self._crew.at(now + FOLLOW_AFTER_SECONDS, self._harvester.follow, run)
+        if run.intent is not Intent.NONE:  # asked for while the start was in flight
+            self._crew.work(self._stopper.signal, run)
+        if run.ended_since:  # its `die` overtook the answer to the start
+            self._crew.work(self._harvester.harvest, run)
