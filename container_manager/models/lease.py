@@ -96,6 +96,11 @@ class EngineLease(models.Model):
             raise _lost(lease)
 
     @classmethod
+    def is_held(cls, lease: HeldLease) -> bool:
+        """Whether the tenure is still the current one."""
+        return cls._held(lease).exists()
+
+    @classmethod
     def release(cls, lease: HeldLease) -> None:
         """Give the lease back at once, so that the next worker need not wait for it to run out."""
         cls._held(lease).update(worker="", expires_at=None)

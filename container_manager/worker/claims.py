@@ -11,8 +11,9 @@ from django.db.models import Q
 from container_manager import lifecycle
 from container_manager.core.states import Status
 from container_manager.models import ContainerJob, ExecutionMetadata, ExecutorHost
+from container_manager.worker.hands import Hands
 from container_manager.worker.hosts import HostSeat
-from container_manager.worker.recorder import Held
+from container_manager.worker.seats import Seats
 
 Claimed = tuple[ContainerJob, ExecutionMetadata]
 
@@ -23,15 +24,15 @@ class Claims:
     def __init__(
         self,
         worker: str,
-        seats: Collection[HostSeat],
-        held: Collection[Held],
+        seats: Seats,
+        hands: Hands,
         *,
         concurrency: int,
         only: Collection[uuid.UUID] | None,
     ) -> None:
         self._worker = worker
         self._seats = seats
-        self._held = held
+        self._hands = hands
         self._concurrency = concurrency
         self._only = only
 
@@ -53,8 +54,8 @@ class Claims:
     def _slots(self, seat: HostSeat) -> int:
         if not seat.serving:
             return 0
-        mine = [held for held in self._held if held.seat is seat]
-        room = min(seat.host.max_concurrent_jobs - len(mine), self._concurrency - len(self._held))
+        mine = self._hands.on(seat)
+        room = min(seat.host.max_concurrent_jobs - len(mine), self._concurrency - len(self._hands))
         launching = sum(1 for held in mine if held.job.status == Status.LAUNCHING)
         allowance = seat.breaker.allowance(time.monotonic(), in_flight=launching)
         return room if allowance is None else min(room, allowance)
@@ -88,7 +89,7 @@ class Claims:
         return [pk for pk in dict.fromkeys(helpless) if pk != taker.host.pk]
 
 
-def unclaimable(open_jobs: Iterable[tuple[int, str]], seats: dict[int, HostSeat]) -> list[str] | None:
+def unclaimable(open_jobs: Iterable[tuple[int, str]], seats: Seats) -> list[str] | None:
     """Why none of these (host id, host name) can go on; None while one of them can."""
     reasons = []
     for pk, name in open_jobs:

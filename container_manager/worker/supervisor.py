@@ -21,24 +21,22 @@ from django.db.models import Q
 
 from container_manager import lifecycle
 from container_manager.conf import Settings, get_settings
-from container_manager.core.errors import ExecutorError, HostFault, HostMismatch, InvalidJob, LeaseLost
+from container_manager.core.errors import ExecutorError, HostFault, InvalidJob, LeaseLost
 from container_manager.core.policy import enforce
 from container_manager.core.reconcile import Verdict
-from container_manager.core.states import ACTIVE, FINAL, Status
+from container_manager.core.states import ACTIVE, FINAL
 from container_manager.models import (
     ContainerJob,
-    EngineLease,
-    ExecutorHost,
     Installation,
     RegisteredWorker,
 )
-from container_manager.models.admission import move_what_does_not_fit, request_of, spec_of
+from container_manager.models.admission import request_of
 from container_manager.worker import wakeup
 from container_manager.worker.claims import Claimed, Claims, unclaimable
 from container_manager.worker.database import DatabaseAway, PatientDatabase
+from container_manager.worker.hands import Hands
 from container_manager.worker.hosts import HostSeat
-from container_manager.worker.leases import LeaseKeeper, Tenure
-from container_manager.worker.logs import LogBuffer
+from container_manager.worker.leases import LeaseKeeper
 from container_manager.worker.messages import (
     Exited,
     HostDown,
@@ -54,9 +52,9 @@ from container_manager.worker.messages import (
     Wake,
 )
 from container_manager.worker.recorder import Held, Recorder
-from container_manager.worker.run import Run
+from container_manager.worker.seats import Seats
 from container_manager.worker.strays import NotThisDatabase, judge_strays
-from container_manager.worker.upkeep import Upkeep, hosts_given_up
+from container_manager.worker.upkeep import Upkeep
 
 logger = logging.getLogger("container_manager.worker")
 
@@ -96,10 +94,7 @@ class Worker:
         self._alias = router.db_for_write(ContainerJob)
         self._inbox = Inbox()
         self._recorder = Recorder(self.name, self._settings)
-        self._installation = ""
-        self._seats: dict[int, HostSeat] = {}
-        self._tenures: dict[str, Tenure] = {}
-        self._held: dict[Key, Held] = {}
+        self._hands = Hands(self._settings, self._inbox)
         self._removed: list[Key] = []
         self._ended: dict[Key, Held] = {}  # recorded, container not yet removed
         self._stop = threading.Event()
@@ -107,9 +102,6 @@ class Worker:
         self._claim_due = True
         self._wakeup: wakeup.Wakeup | None = None
         self._database = PatientDatabase(self._alias, self._stop, self._refresh_held)
-        self._claims = Claims(
-            self.name, self._seats.values(), self._held.values(), concurrency=self._concurrency, only=only
-        )
         self._upkeep = Upkeep(self._settings)
         self._leases = LeaseKeeper(
             self.name,
@@ -117,6 +109,16 @@ class Worker:
             lambda: self._inbox.put(Wake()),
             temporary=only is not None,
         )
+        self._seats = Seats(
+            self.name,
+            self._settings,
+            self._inbox,
+            self._hands,
+            self._recorder,
+            self._leases,
+            host_names=hosts,
+        )
+        self._claims = Claims(self.name, self._seats, self._hands, concurrency=self._concurrency, only=only)
 
     # --------------------------------------------------------------------------------- from outside
 
@@ -139,7 +141,7 @@ class Worker:
             self._wakeup = wakeup.for_database(self._alias, lambda: self._inbox.put(Wake()))
             while not self._stop.is_set():
                 self._turn()
-                if self._draining and not self._held and not self._ended:
+                if self._draining and not self._hands and not self._ended:
                     break
                 if self._once and self._is_every_due_done():
                     blocked = self._database.attempt(self._what_is_left)
@@ -153,7 +155,7 @@ class Worker:
         return left_behind
 
     def _enter(self) -> None:
-        self._installation = Installation.current()
+        self._hands.installation = Installation.current()
         RegisteredWorker.objects.filter(pk=self.name).delete()  # this is a repetition, its answer was lost
         RegisteredWorker.register(self.name, slots=self._concurrency)
 
@@ -170,7 +172,7 @@ class Worker:
             self._database.attempt(self._tick)
         except LeaseLost as error:  # between two statements; what was claimed is adopted by the next holder
             logger.warning("%s", error)
-            self._database.attempt(self._drop_lost_leases)
+            self._database.attempt(self._seats.drop_lost_leases)
 
     def _patience(self) -> float:
         if self._claim_due and not self._draining and self._claims.are_possible():
@@ -184,12 +186,12 @@ class Worker:
         if self._wakeup is not None and self._wakeup.changed():
             self._woken()
         self._every("poll", self._poll_interval, self._look_around)
-        self._every("hosts", HOSTS_SECONDS, self._read_hosts)
+        self._every("hosts", HOSTS_SECONDS, self._mind_hosts)
         self._every("lease", self._settings.LEASE_SECONDS / 4, self._keep_leases)
         self._every("removed", 0.5, self._store_removed)
         self._every("upkeep", self._upkeep.seconds, self._upkeep.work)
-        self._stand_by()
-        for seat in self._seats.values():
+        self._seats.stand_by()
+        for seat in self._seats:
             seat.probe_if_due()
         if "cancel" in self._due and self._due["cancel"] <= time.monotonic():
             del self._due["cancel"]
@@ -205,8 +207,20 @@ class Worker:
 
     def _woken(self) -> None:
         self._claim_due = True
-        if self._held:
+        if self._hands:
             self._due["cancel"] = time.monotonic()
+
+    def _mind_hosts(self) -> None:
+        self._seats.read_hosts()
+        self._drop_all_deleted()
+
+    def _keep_leases(self) -> None:
+        RegisteredWorker.beat(self.name)
+        self._seats.keep_leases()
+        if self._only is not None and self._seats.are_wanted():
+            logger.info("another worker asks for the engine of this foreground run; it follows the job")
+            self.yielded = True
+            self._stop.set()
 
     def _look_around(self) -> None:
         """What no event tells: another attempt is due, a deadline has passed."""
@@ -219,7 +233,7 @@ class Worker:
             self._database.attempt(lambda: self._apply(message))
         except LeaseLost as error:
             logger.warning("%s", error)
-            self._database.attempt(self._drop_lost_leases)
+            self._database.attempt(self._seats.drop_lost_leases)
         except (DatabaseError, ObjectDoesNotExist):
             if not self._drop_if_deleted(message):
                 raise
@@ -234,9 +248,10 @@ class Worker:
             case Wake():
                 self._woken()
             case HostUp():
-                self._host_up(message)
+                self._seats.came_up(message)
+                self._claim_due = True
             case HostDown():
-                self._host_down(message)
+                self._seats.went_down(message)
             case Strays():
                 self._judge_strays(message)
             case Removed():
@@ -244,7 +259,7 @@ class Worker:
                 if message.gone:
                     self._removed.append(message.key)
             case _:
-                held = self._held.get(message.key)
+                held = self._hands.get(message.key)
                 if held is not None:
                     self._apply_to(held, message)
 
@@ -267,28 +282,28 @@ class Worker:
 
     def _drop_if_deleted(self, message: Message) -> bool:
         """Whether the message is about a job whose row somebody deleted: end its container then."""
-        held = self._held.get(getattr(message, "key", Key("", 0)))
+        held = self._hands.get(getattr(message, "key", Key("", 0)))
         if held is None or ContainerJob.objects.filter(pk=held.job.pk).exists():
             return False
         self._drop_deleted(held)
         return True
 
     def _drop_all_deleted(self) -> None:
-        there = ContainerJob.objects.filter(pk__in=[held.job.pk for held in self._held.values()])
-        known = set(there.values_list("pk", flat=True)) if self._held else set()
-        for held in list(self._held.values()):
+        there = ContainerJob.objects.filter(pk__in=[held.job.pk for held in self._hands])
+        known = set(there.values_list("pk", flat=True)) if self._hands else set()
+        for held in self._hands:
             if held.job.pk not in known:
                 self._drop_deleted(held)
 
     def _drop_deleted(self, held: Held) -> None:
         logger.warning("job %s was deleted while it ran; its container is removed", held.job.pk)
-        del self._held[held.run.key]
+        self._hands.drop(held)
         if held.seat.agent is not None:
             held.seat.agent.forget(held.run)
             held.seat.agent.remove(held.run)
 
     def _let_go(self, held: Held) -> None:
-        del self._held[held.run.key]
+        self._hands.drop(held)
         self._claim_due = True
         agent = held.seat.agent
         if agent is None:
@@ -311,7 +326,7 @@ class Worker:
         try:
             strays = judge_strays(
                 [container for container in message.containers if container.name not in busy],
-                installation=self._installation,
+                installation=self._hands.installation,
                 engine_now=seat.agent.engine_now(),
                 settings=self._settings,
             )
@@ -337,158 +352,6 @@ class Worker:
             if not dry:
                 seat.agent.remove_stray(stray.container.container_id, Key(stray.job_id, stray.attempt))
 
-    # ---------------------------------------------------------------------------------------- hosts
-
-    def _read_hosts(self) -> None:
-        """Sit down at new hosts, leave those that are gone, adopt what is in nobody's hands."""
-        # One that gets no new jobs may have some left to be followed.
-        busy = ContainerJob.objects.active().values("docker_host")
-        wanted = ExecutorHost.objects.filter(Q(is_active=True) | Q(pk__in=busy))
-        if self._host_names:
-            wanted = wanted.filter(name__in=self._host_names)
-        rows = {host.pk: host for host in wanted}
-        for pk, host in rows.items():
-            seat = self._seats.get(pk)
-            if seat is None:
-                self._seats[pk] = HostSeat(host, self._inbox)
-            elif host.as_config() != seat.host.as_config() or host.engine_id != seat.host.engine_id:
-                self._drain_seat(pk, seat)
-            else:
-                for name in ("max_concurrent_jobs", "weight", "is_active"):
-                    setattr(seat.host, name, getattr(host, name))
-        for pk, seat in list(self._seats.items()):
-            if pk not in rows:
-                self._drain_seat(pk, seat)
-            elif seat.agent is not None:
-                self._adopt(seat)
-        self._drop_all_deleted()
-        self._give_up_hosts()
-
-    def _drain_seat(self, pk: int, seat: HostSeat) -> None:
-        """No new jobs; what runs is followed to its end; then the seat is left."""
-        seat.host.is_active = False
-        if not any(held.seat is seat for held in self._held.values()):
-            seat.leave(patience=1.0)
-            del self._seats[pk]
-
-    def _host_up(self, message: HostUp) -> None:
-        seat = self._seats.get(message.host_id)
-        if seat is None:
-            return
-        try:
-            seat.came_up(message.facts)
-        except HostMismatch as error:
-            seat.went_down(error)
-            return
-        move_what_does_not_fit(seat.host)
-        self._claim_due = True
-        if seat.agent is None:
-            self._take_seat(seat)
-
-    def _host_down(self, message: HostDown) -> None:
-        seat = self._seats.get(message.host_id)
-        if seat is not None:
-            seat.went_down(message.error)
-
-    def _take_seat(self, seat: HostSeat) -> None:
-        """Acquire the engine's lease and take over what runs there."""
-        assert seat.facts is not None  # noqa: S101 - the host has just answered
-        tenure = self._tenure_of(seat.facts.engine_id)
-        if tenure is not None:  # else another worker serves it; `_stand_by` tries again
-            seat.serve(tenure, installation=self._installation, settings=self._settings)
-            self._adopt(seat)
-
-    def _tenure_of(self, engine_id: str) -> Tenure | None:
-        tenure = self._tenures.get(engine_id) or self._leases.acquire(engine_id)
-        if tenure is not None:
-            self._tenures[engine_id] = tenure
-        return tenure
-
-    def _stand_by(self) -> None:
-        """Take over from another worker as soon as its lease is free, has run out, or it is gone."""
-        for seat in self._seats.values():
-            if seat.is_vacant and self._leases.may_try(seat.host.engine_id):
-                self._take_seat(seat)
-
-    def _adopt(self, seat: HostSeat) -> None:
-        for held in self._orphans(seat, seat.tenure):
-            self._held[held.run.key] = held
-            if seat.agent is not None:
-                seat.agent.adopt(held.run)
-
-    def _orphans(self, seat: HostSeat, tenure: Tenure | None) -> list[Held]:
-        """The host's active jobs that we do not hold, made ours."""
-        if tenure is None or not tenure.is_valid():
-            return []
-        mine = [(held.job.pk, held.run.key.attempt) for held in self._held.values()]
-        orphans = []
-        for job, execution in lifecycle.adopt(tenure.lease, seat.host, worker=self.name, held=mine):
-            try:
-                run = self._make_run(job, as_admitted=True)
-            except InvalidJob as refusal:
-                # Its row does not even describe a container any more; what runs under its name is a stray.
-                logger.warning("job %s is refused: %s", job.pk, refusal, extra={"job_id": str(job.pk)})
-                lifecycle.refuse(tenure.lease, job, execution, refusal, worker=self.name)
-                continue
-            run.logs.restore(
-                execution.iter_frames(), chunk_count=execution.log_chunk_count, cursor=execution.log_cursor
-            )
-            run.engine_log.extend(job.docker_log.splitlines())
-            run.announced = run.ever_running = job.status == Status.RUNNING
-            run.container_id, run.started_at = execution.container_id, job.started_at
-            orphans.append(Held(job=job, execution=execution, run=run, seat=seat, lease=tenure.lease))
-        return orphans
-
-    def _keep_leases(self) -> None:
-        RegisteredWorker.beat(self.name)
-        for tenure in list(self._tenures.values()):
-            try:
-                self._leases.renew(tenure)
-            except LeaseLost as error:
-                logger.warning("%s", error)
-                self._drop_lost_leases()
-                continue
-            if self._only is not None and EngineLease.is_wanted(tenure.lease):
-                logger.info(
-                    "another worker asks for the engine %s; it follows the job", tenure.lease.engine_id
-                )
-                self.yielded = True
-                self._stop.set()
-
-    def _drop_lost_leases(self) -> None:
-        """Another worker has taken over: stop acting on its hosts; it adopts what runs there."""
-        for engine_id, tenure in list(self._tenures.items()):
-            if (
-                EngineLease.objects.filter(engine_id=engine_id, token=tenure.lease.token)
-                .exclude(worker="")
-                .exists()
-            ):
-                continue
-            del self._tenures[engine_id]
-            for seat in self._seats.values():
-                if seat.tenure is tenure:
-                    for key in [key for key, held in self._held.items() if held.seat is seat]:
-                        del self._held[key]
-                    seat.leave(patience=1.0)
-                    seat.probe_at = 0.0
-
-    def _give_up_hosts(self) -> None:
-        """End the jobs of hosts that are away for too long, or that another engine stands in for."""
-        away = [seat.host.pk for seat in self._seats.values() if not seat.reachable]
-        if not away:
-            return
-        for pk, evidence in hosts_given_up(away, self._settings):
-            seat = self._seats[pk]
-            tenure = seat.tenure or self._tenure_of(seat.host.engine_id)
-            if tenure is None:
-                continue  # another worker holds it, and comes to the same conclusion
-            mine = [held for held in self._held.values() if held.seat is seat]
-            for held in mine + self._orphans(seat, tenure):
-                self._recorder.lost(held, evidence)
-                self._held.pop(held.run.key, None)
-                if seat.agent is not None:
-                    seat.agent.forget(held.run)
-
     # --------------------------------------------------------------------------------------- claims
 
     def _claim(self) -> None:
@@ -503,56 +366,35 @@ class Worker:
         assert seat.tenure is not None  # noqa: S101 - as the agent below
         try:
             enforce(request_of(job), self._settings.policy(), cpus=seat.host.cpus, host_name=seat.host.name)
-            run = self._make_run(job)
+            run = self._hands.make_run(job)
         except InvalidJob as refusal:  # admitted once; settings, host or row have changed since
             logger.warning("job %s is refused: %s", job.pk, refusal, extra={"job_id": str(job.pk)})
             lifecycle.refuse(seat.tenure.lease, job, execution, refusal, worker=self.name)
             return
         lease = seat.tenure.lease
-        self._held[run.key] = Held(job=job, execution=execution, run=run, seat=seat, lease=lease)
+        self._hands.take(Held(job=job, execution=execution, run=run, seat=seat, lease=lease))
         assert seat.agent is not None  # noqa: S101 - jobs are claimed for serving seats alone
         seat.agent.launch(run)
-
-    def _make_run(self, job: ContainerJob, *, as_admitted: bool = False) -> Run:
-        key = Key(str(job.pk), job.attempt)
-        spec = spec_of(job, self._installation, as_admitted=as_admitted)
-        left = lifecycle.deadline_left(job)
-        inbox = self._inbox
-        logs = LogBuffer(
-            column_bytes=self._settings.LOG_COLUMN_BYTES,
-            max_bytes=self._settings.LOG_MAX_BYTES,
-            emit=lambda chunk, state, block: inbox.put_log(
-                LogBatch(key=key, chunk=chunk, state=state), block=block
-            ),
-        )
-        return Run(
-            key=key,
-            spec=spec,
-            timeout_seconds=job.timeout_seconds,
-            grace_seconds=self._settings.STOP_GRACE_SECONDS,
-            deadline_at=None if left is None else time.monotonic() + left,
-            logs=logs,
-        )
 
     # -------------------------------------------------------------------------------------- cancels
 
     def _pass_cancels_on(self) -> None:
         """Find jobs of ours that somebody wants ended, or has ended already."""
-        ids = [held.job.pk for held in self._held.values()]
+        ids = [held.job.pk for held in self._hands]
         wanted = (
             ContainerJob.objects.filter(pk__in=ids)
             .filter(Q(cancel_requested_at__isnull=False) | ~Q(status__in=_ACTIVE))
             .values_list("pk", "attempt")
         )
         for pk, attempt in wanted:
-            held = self._held.get(Key(str(pk), attempt))
+            held = self._hands.get(Key(str(pk), attempt))
             if held is not None and held.seat.agent is not None:
                 held.seat.agent.cancel(held.run)
 
     # ------------------------------------------------------------------------------------- endings
 
     def _is_every_due_done(self) -> bool:
-        return not self._held and not self._ended and not self._claim_due and bool(self._due)
+        return not self._hands and not self._ended and not self._claim_due and bool(self._due)
 
     def _what_is_left(self) -> list[str] | None:
         """None: there is work yet. Else what has to be left behind, which is nothing when all is done."""
@@ -569,14 +411,14 @@ class Worker:
         deadline = time.monotonic() + self._settings.SHUTDOWN_GRACE_SECONDS
         self._stop.set()
         self._leases.close()
-        for seat in self._seats.values():
+        for seat in self._seats:
             if seat.agent is not None:
                 seat.agent.flush_logs()
         threads = [
             threading.Thread(
                 target=seat.leave, kwargs={"patience": max(0.0, deadline - time.monotonic())}, daemon=True
             )
-            for seat in self._seats.values()
+            for seat in self._seats
         ]
         for thread in threads:
             thread.start()
@@ -589,14 +431,13 @@ class Worker:
             self._last_word(message)
         try:
             self._store_removed()
-            for tenure in self._tenures.values():
-                EngineLease.release(tenure.lease)
+            self._seats.release_leases()
             RegisteredWorker.leave(self.name)
         except (OperationalError, InterfaceError) as error:
             logger.warning("the database is away at the stop; the leases run out by themselves: %s", error)
         if self._wakeup is not None:
             self._wakeup.close()
-        logger.info("stopped; %d jobs run on and will be adopted by the next worker", len(self._held))
+        logger.info("stopped; %d jobs run on and will be adopted by the next worker", len(self._hands))
 
     def _last_word(self, message: Message) -> None:
         if isinstance(message, LogBatch):
@@ -612,7 +453,7 @@ class Worker:
 
     def _refresh_held(self) -> None:
         """A transaction that failed may have left its marks on our instances: read them again."""
-        for held in list(self._held.values()):
+        for held in self._hands:
             with contextlib.suppress(ContainerJob.DoesNotExist):  # told when its container ends
                 held.job.refresh_from_db(fields=_MOVED_FIELDS)
 

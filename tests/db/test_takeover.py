@@ -158,11 +158,10 @@ def test_an_orphan_of_our_own_is_adopted(engine: FakeEngine, host: ExecutorHost)
         until_status(job, "completed")
         engine.default = held_run()
         lost = until_status(make_job(docker_host=host), "running")
-        (key,) = worker._held
-        held = worker._held[key]
+        (held,) = worker._hands
         held.seat.agent.forget(held.run)  # type: ignore[union-attr]
-        del worker._held[key]
-        until(lambda: key in worker._held, "the job to be adopted again")
+        worker._hands.drop(held)
+        until(lambda: len(worker._hands), "the job to be adopted again")
         engine.finish(lost.container_name)
         until_status(lost, "completed")
     assert engine.starts[lost.container_name] == 1

@@ -187,7 +187,7 @@ def test_what_a_worker_does_anyway_is_left_to_it(
     settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "RECONCILE_DRY_RUN": True, "STRAY_GRACE_SECONDS": 0.0}
     useless = left_behind(engine, ended(0))
     with working() as worker:
-        until(lambda: any(seat.agent for seat in worker._seats.values()), "the worker to serve the host")
+        until(lambda: any(seat.agent for seat in worker._seats), "the worker to serve the host")
         text = call("reconcile_containers", "--apply")
     assert f"the worker {worker.name} does it" in text
     assert list(engine.containers) == [useless]  # and this one was told only to look
@@ -221,7 +221,7 @@ def test_a_database_of_another_installation_proves_nothing(
     job = ended(0)
     first = Installation.current()
     with working() as worker:
-        until(lambda: any(seat.agent for seat in worker._seats.values()), "the worker to serve the host")
+        until(lambda: any(seat.agent for seat in worker._seats), "the worker to serve the host")
         Installation.objects.all().delete()  # as if another, empty database had taken the place of ours
         name = left_behind(engine, job, installation=first)
         until(lambda: "that of another installation" in caplog.text, "the worker to find out")

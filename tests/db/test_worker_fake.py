@@ -386,7 +386,7 @@ def test_cancel_of_a_launching_job_never_starts_it(engine: FakeEngine, host: Exe
         assert entered.wait(30)
         assert job.cancel()
         assert job.status == "launching"
-        until(lambda: all(held.run.intent for held in worker._held.values()), "the wish to be passed on")
+        until(lambda: all(held.run.intent for held in worker._hands), "the wish to be passed on")
         gate.set()
         until_status(job, "cancelled")
         until(lambda: not engine.containers, "the container to be removed")

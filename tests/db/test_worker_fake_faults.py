@@ -113,7 +113,7 @@ def test_a_host_that_stays_broken_is_asked_less_and_less(engine: FakeEngine, hos
     with working() as worker:
         job = make_job()
         until(lambda: job.executions.filter(recorded_at__isnull=False).count() == 1, "the first failure")
-        (seat,) = worker._seats.values()
+        (seat,) = worker._seats
         until(lambda: seat.breaker.failures == 1, "the breaker to open")
         assert seat.breaker.allowance(time.monotonic(), in_flight=0) == 0
         engine.heal("pull")
@@ -337,9 +337,7 @@ def test_only_one_worker_serves_an_engine_and_the_other_takes_over(
         job = until_status(make_job(), "running")
         settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "LEASE_SECONDS": 2.0}
         with working() as second:
-            until(
-                lambda: any(seat.reachable for seat in second._seats.values()), "the second to reach the host"
-            )
+            until(lambda: any(seat.reachable for seat in second._seats), "the second to reach the host")
             assert EngineLease.holder("fake-one") == first.name
             # As if the first had been silent for longer than its lease. It does not know yet.
             EngineLease.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
@@ -350,7 +348,7 @@ def test_only_one_worker_serves_an_engine_and_the_other_takes_over(
             later = until_status(make_job(), "running")
             engine.finish(later.container_name)
             until_status(later, "completed")
-            until(lambda: not first._held and not first._tenures, "the first to let go")
+            until(lambda: not first._hands and not first._seats._tenures, "the first to let go")
     workers = set(ExecutionMetadata.objects.values_list("worker", flat=True))
     assert workers == {second.name}
     assert dict(engine.starts) == {job.container_name: 1, later.container_name: 1}
@@ -448,7 +446,7 @@ def test_a_host_that_is_switched_off_finishes_what_it_has(
         job = until_status(make_job(docker_host=host), "running")
         waiting = make_job(docker_host=host)
         ExecutorHost.objects.update(is_active=False)
-        until(lambda: not any(seat.serving for seat in worker._seats.values()), "the host to be left")
+        until(lambda: not any(seat.serving for seat in worker._seats), "the host to be left")
         engine.finish(job.container_name)
         until_status(job, "completed")
         until(lambda: not worker._seats, "the seat to be given up")

@@ -1,0 +1,212 @@
+"""The hosts of one worker: which it serves, under which lease, and what it finds there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator
+
+from django.db.models import Q
+
+from container_manager import lifecycle
+from container_manager.conf import Settings
+from container_manager.core.errors import HostMismatch, InvalidJob, LeaseLost
+from container_manager.core.states import Status
+from container_manager.models import ContainerJob, EngineLease, ExecutionMetadata, ExecutorHost
+from container_manager.models.admission import move_what_does_not_fit
+from container_manager.worker.hands import Hands
+from container_manager.worker.hosts import HostSeat
+from container_manager.worker.leases import LeaseKeeper, Tenure
+from container_manager.worker.messages import HostDown, HostUp, Inbox
+from container_manager.worker.recorder import Held, Recorder
+from container_manager.worker.upkeep import hosts_given_up
+
+logger = logging.getLogger("container_manager.worker")
+
+
+class Seats:
+    """Sits down at hosts, takes over what runs there, and leaves. For the supervisor's thread alone."""
+
+    def __init__(
+        self,
+        worker: str,
+        settings: Settings,
+        inbox: Inbox,
+        hands: Hands,
+        recorder: Recorder,
+        leases: LeaseKeeper,
+        *,
+        host_names: Collection[str],
+    ) -> None:
+        self._worker = worker
+        self._settings = settings
+        self._inbox = inbox
+        self._hands = hands
+        self._recorder = recorder
+        self._leases = leases
+        self._host_names = list(host_names)
+        self._seats: dict[int, HostSeat] = {}
+        self._tenures: dict[str, Tenure] = {}
+
+    def __iter__(self) -> Iterator[HostSeat]:
+        return iter(list(self._seats.values()))
+
+    def get(self, host_id: int) -> HostSeat | None:
+        """Our seat at a host."""
+        return self._seats.get(host_id)
+
+    # ---------------------------------------------------------------------------------- now and then
+
+    def read_hosts(self) -> None:
+        """Sit down at new hosts, leave those that are gone, adopt what is in nobody's hands."""
+        # One that gets no new jobs may have some left to be followed.
+        busy = ContainerJob.objects.active().values("docker_host")
+        wanted = ExecutorHost.objects.filter(Q(is_active=True) | Q(pk__in=busy))
+        if self._host_names:
+            wanted = wanted.filter(name__in=self._host_names)
+        rows = {host.pk: host for host in wanted}
+        for pk, host in rows.items():
+            seat = self._seats.get(pk)
+            if seat is None:
+                self._seats[pk] = HostSeat(host, self._inbox)
+            elif host.as_config() != seat.host.as_config() or host.engine_id != seat.host.engine_id:
+                self._empty(pk, seat)
+            else:
+                for name in ("max_concurrent_jobs", "weight", "is_active"):
+                    setattr(seat.host, name, getattr(host, name))
+        for pk, seat in list(self._seats.items()):
+            if pk not in rows:
+                self._empty(pk, seat)
+            elif seat.agent is not None:
+                self._adopt(seat)
+        self._give_up_hosts()
+
+    def keep_leases(self) -> None:
+        """Prolong every tenure."""
+        for tenure in list(self._tenures.values()):
+            try:
+                self._leases.renew(tenure)
+            except LeaseLost as error:
+                logger.warning("%s", error)
+                self.drop_lost_leases()
+
+    def are_wanted(self) -> bool:
+        """Whether another worker asks for one of our engines."""
+        return any(EngineLease.is_wanted(tenure.lease) for tenure in self._tenures.values())
+
+    def stand_by(self) -> None:
+        """Take over from another worker as soon as its lease is free, has run out, or it is gone."""
+        for seat in self:
+            if seat.is_vacant and self._leases.may_try(seat.host.engine_id):
+                self._sit_down(seat)
+
+    def drop_lost_leases(self) -> None:
+        """Another worker has taken over: stop acting on its hosts; it adopts what runs there."""
+        for engine_id, tenure in list(self._tenures.items()):
+            if EngineLease.is_held(tenure.lease):
+                continue
+            del self._tenures[engine_id]
+            for seat in self:
+                if seat.tenure is tenure:
+                    for held in self._hands.on(seat):
+                        self._hands.drop(held)
+                    seat.leave(patience=1.0)
+                    seat.probe_at = 0.0
+
+    def release_leases(self) -> None:
+        """Give them back, so that the next worker need not wait."""
+        for tenure in self._tenures.values():
+            EngineLease.release(tenure.lease)
+
+    # ---------------------------------------------------------------------------------- what happens
+
+    def came_up(self, message: HostUp) -> None:
+        """A host answers."""
+        seat = self._seats.get(message.host_id)
+        if seat is None:
+            return
+        try:
+            seat.came_up(message.facts)
+        except HostMismatch as error:
+            seat.went_down(error)
+            return
+        move_what_does_not_fit(seat.host)
+        if seat.agent is None:
+            self._sit_down(seat)
+
+    def went_down(self, message: HostDown) -> None:
+        """A host does not answer, or as somebody else."""
+        seat = self._seats.get(message.host_id)
+        if seat is not None:
+            seat.went_down(message.error)
+
+    # --------------------------------------------------------------------------------------- insides
+
+    def _empty(self, pk: int, seat: HostSeat) -> None:
+        """No new jobs; what runs is followed to its end; then the seat is left."""
+        seat.host.is_active = False
+        if not self._hands.on(seat):
+            seat.leave(patience=1.0)
+            del self._seats[pk]
+
+    def _sit_down(self, seat: HostSeat) -> None:
+        """Acquire the engine's lease and take over what runs there."""
+        assert seat.facts is not None  # noqa: S101 - the host has just answered
+        tenure = self._tenure_of(seat.facts.engine_id)
+        if tenure is not None:  # else another worker serves it; `stand_by` tries again
+            seat.serve(tenure, installation=self._hands.installation, settings=self._settings)
+            self._adopt(seat)
+
+    def _tenure_of(self, engine_id: str) -> Tenure | None:
+        tenure = self._tenures.get(engine_id) or self._leases.acquire(engine_id)
+        if tenure is not None:
+            self._tenures[engine_id] = tenure
+        return tenure
+
+    def _adopt(self, seat: HostSeat) -> None:
+        for held in self._orphans(seat, seat.tenure):
+            self._hands.take(held)
+            if seat.agent is not None:
+                seat.agent.adopt(held.run)
+
+    def _orphans(self, seat: HostSeat, tenure: Tenure | None) -> list[Held]:
+        """The host's active jobs that we do not hold, made ours."""
+        if tenure is None or not tenure.is_valid():
+            return []
+        mine = [(held.job.pk, held.run.key.attempt) for held in self._hands]
+        adopted = lifecycle.adopt(tenure.lease, seat.host, worker=self._worker, held=mine)
+        found = [self._hold(seat, tenure, job, execution) for job, execution in adopted]
+        return [held for held in found if held is not None]
+
+    def _hold(
+        self, seat: HostSeat, tenure: Tenure, job: ContainerJob, execution: ExecutionMetadata
+    ) -> Held | None:
+        try:
+            run = self._hands.make_run(job, as_admitted=True)
+        except InvalidJob as refusal:
+            # Its row does not even describe a container any more; what runs under its name is a stray.
+            logger.warning("job %s is refused: %s", job.pk, refusal, extra={"job_id": str(job.pk)})
+            lifecycle.refuse(tenure.lease, job, execution, refusal, worker=self._worker)
+            return None
+        run.logs.restore(
+            execution.iter_frames(), chunk_count=execution.log_chunk_count, cursor=execution.log_cursor
+        )
+        run.engine_log.extend(job.docker_log.splitlines())
+        run.announced = run.ever_running = job.status == Status.RUNNING
+        run.container_id, run.started_at = execution.container_id, job.started_at
+        return Held(job=job, execution=execution, run=run, seat=seat, lease=tenure.lease)
+
+    def _give_up_hosts(self) -> None:
+        """End the jobs of hosts that are away for too long, or that another engine stands in for."""
+        away = [seat.host.pk for seat in self if not seat.reachable]
+        if not away:
+            return
+        for pk, evidence in hosts_given_up(away, self._settings):
+            seat = self._seats[pk]
+            tenure = seat.tenure or self._tenure_of(seat.host.engine_id)
+            if tenure is None:
+                continue  # another worker holds it, and comes to the same conclusion
+            for held in self._hands.on(seat) + self._orphans(seat, tenure):
+                self._recorder.lost(held, evidence)
+                self._hands.drop(held)
+                if seat.agent is not None:
+                    seat.agent.forget(held.run)
