@@ -39,7 +39,7 @@ test: $(STAMP) ## everything, against real engines and databases; stages: make t
 test-unit: $(STAMP)
 	@$(CHECK) unit
 test-db: $(STAMP)
-	@$(CHECK) db-sqlite db-postgres
+	@$(CHECK) db-sqlite db-postgres db-mariadb
 test-contract: $(STAMP)
 	@$(CHECK) contract
 test-engine: $(STAMP)

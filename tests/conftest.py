@@ -71,11 +71,12 @@ def child_environment(transactional_db: None) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "CM_TEST_DB_NAME": str(connection.settings_dict["NAME"]),
         **({"CM_TEST_POSTGRES_URL": engines.postgres_url()} if connection.vendor == "postgresql" else {}),
+        **({"CM_TEST_MARIADB_URL": engines.mariadb_url()} if connection.vendor == "mysql" else {}),
     }
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of PostgreSQL's own features belong to the run on PostgreSQL, not to the one on SQLite."""
+    """Tests of PostgreSQL's own features belong to the run on PostgreSQL, not to those on other databases."""
     if os.environ.get("CM_TEST_DB") == "postgres":
         return
     other = [item for item in items if item.get_closest_marker("postgres")]

@@ -57,6 +57,7 @@ STAGES = (
     _tests("unit", "unit"),
     _tests("db-sqlite", "db"),
     _tests("db-postgres", "db", database="postgres"),
+    _tests("db-mariadb", "db", database="mariadb"),
     _tests("contract", "contract"),
     _tests("engine", "engine"),
     _tests("acceptance", "acceptance"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from tools.engine import engines_below
+from tools.mariadb import MariaDB
 from tools.postgres import Cluster
 
 STATE = Path(__file__).resolve().parent.parent / ".state"
@@ -50,3 +51,4 @@ def _stop_all() -> None:
         if engine.name.startswith(PREFIX):
             engine.stop()
     Cluster().stop()
+    MariaDB().stop()

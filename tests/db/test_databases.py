@@ -21,7 +21,7 @@ User.objects.create(username="child")
 
 
 def test_the_database_is_the_one_that_was_asked_for() -> None:
-    wanted = {"postgres": "postgresql"}.get(os.environ.get("CM_TEST_DB", ""), "sqlite")
+    wanted = {"postgres": "postgresql", "mariadb": "mysql"}.get(os.environ.get("CM_TEST_DB", ""), "sqlite")
     assert connection.vendor == wanted
 
 
@@ -39,7 +39,7 @@ def test_a_child_process_joins_the_tests_database(child_environment: dict[str, s
 @pytest.mark.django_db
 def test_sqlite_is_a_file_with_a_write_ahead_log() -> None:
     if connection.vendor != "sqlite":
-        assert connection.vendor == "postgresql"
+        assert connection.vendor in {"postgresql", "mysql"}
         return
     assert Path(connection.settings_dict["NAME"]).is_file()
     with connection.cursor() as cursor:
