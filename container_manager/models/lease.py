@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.db import models, transaction
-from django.db.models import ExpressionWrapper, F, Q
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import ExpressionWrapper, F, Q, functions
 from django.db.models.expressions import CombinedExpression
-from django.db.models.functions import Now
+from django.db.models.sql.compiler import SQLCompiler
 
 from container_manager.core.errors import LeaseLost
 
@@ -18,6 +19,21 @@ class HeldLease(NamedTuple):
 
     engine_id: str
     token: int
+
+
+class Now(functions.Now):
+    """The database's clock, in UTC on every database.
+
+    Django's own gives on MySQL and MariaDB the local time of the server. Who reads a lease would see times
+    that are hours off, and with each change to or from summer time all leases would run out at once, or last
+    an hour longer.
+    """
+
+    def as_mysql(
+        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
+    ) -> tuple[str, Any]:
+        """Not CURRENT_TIMESTAMP, which follows the session's zone."""
+        return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
 
 
 class EngineLease(models.Model):
