@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from django.db import connections, router, transaction
 from django.db.models import F, Q, QuerySet
@@ -42,6 +42,8 @@ logger = logging.getLogger("container_manager.jobs")
 WAKE_CHANNEL = "container_manager_wake"
 
 _ACTIVE = [status.value for status in ACTIVE]
+
+_OfAttempt = TypeVar("_OfAttempt", ExecutionMetadata, JobEvent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,8 +305,8 @@ def claim(
                     actor=worker,
                 )
             )
-        executions = ExecutionMetadata.objects.bulk_create(executions)
-        JobEvent.objects.bulk_create(events)
+        _insert_for_attempts(executions)
+        _insert_for_attempts(events, transition=Transition.CLAIM)
         for job, event in zip(jobs, events, strict=True):
             _announce(job, event, ("status", "docker_host", "attempt", "launched_at"))
     return list(zip(jobs, executions, strict=True))
@@ -580,6 +582,20 @@ def _final_transition(source: Status, target: Status) -> Transition:
     if source is Status.RUNNING:
         return Transition.FINISH
     return Transition.EXPIRE if target is Status.TIMEOUT else Transition.REJECT
+
+
+def _insert_for_attempts(rows: Sequence[_OfAttempt], **further: str) -> None:
+    """Store rows in one go, of which an attempt has one; with `further`, one of that kind.
+
+    MySQL does not tell the keys of rows that were inserted together: they are read back by the attempt.
+    """
+    table: QuerySet[_OfAttempt] = QuerySet(type(rows[0]))
+    table.bulk_create(rows)
+    if not connections[_alias()].features.can_return_rows_from_bulk_insert:
+        stored = table.filter(job__in=[row.job_id for row in rows], **further)
+        keys = {(job, attempt): key for job, attempt, key in stored.values_list("job_id", "attempt", "pk")}
+        for row in rows:
+            row.pk = keys[row.job_id, row.attempt]
 
 
 def _store_attempt(
