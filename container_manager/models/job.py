@@ -147,9 +147,7 @@ class ContainerJob(models.Model):
         verbose_name = "container job"
         indexes = [
             # Serves the claim: what waits for a host, in the order in which it goes.
-            models.Index(
-                "status", "docker_host", models.F("priority").desc(), "created_at", name="cm_job_claim"
-            ),
+            models.Index(fields=["status", "docker_host", "-priority", "created_at"], name="cm_job_claim"),
             models.Index(fields=["-created_at"], name="cm_job_created"),
         ]
 
