@@ -76,10 +76,10 @@ def child_environment(transactional_db: None) -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of PostgreSQL's own features belong to the run on PostgreSQL, not to those on other databases."""
-    if os.environ.get("CM_TEST_DB") == "postgres":
-        return
-    other = [item for item in items if item.get_closest_marker("postgres")]
+    """Tests of what some databases have belong to the runs on those, and not to the others."""
+    database = os.environ.get("CM_TEST_DB") or "sqlite"
+    lacking = {"postgres": [], "mariadb": ["postgres"], "sqlite": ["postgres", "server"]}[database]
+    other = [item for item in items if any(item.get_closest_marker(name) for name in lacking)]
     if other:
         config.hook.pytest_deselected(items=other)
         items[:] = [item for item in items if item not in other]
