@@ -64,21 +64,23 @@ def child_environment(transactional_db: None) -> dict[str, str]:
     """The environment for a child process that works on this test's database."""
     from django.db import connection
 
+    database = engines.database()
     return {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": os.environ.get("DJANGO_SETTINGS_MODULE", "tests.settings"),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(engines.PROJECT), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         "CM_TEST_DB_NAME": str(connection.settings_dict["NAME"]),
-        **({"CM_TEST_POSTGRES_URL": engines.postgres_url()} if connection.vendor == "postgresql" else {}),
-        **({"CM_TEST_MARIADB_URL": engines.mariadb_url()} if connection.vendor == "mysql" else {}),
+        **({"CM_TEST_POSTGRES_URL": engines.postgres_url()} if database == "postgres" else {}),
+        **({"CM_TEST_MARIADB_URL": engines.mariadb_url()} if database == "mariadb" else {}),
+        **({"CM_TEST_MYSQL_URL": engines.mysql_url()} if database == "mysql" else {}),
     }
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests of what some databases have belong to the runs on those, and not to the others."""
-    database = os.environ.get("CM_TEST_DB") or "sqlite"
-    lacking = {"postgres": [], "mariadb": ["postgres"], "sqlite": ["postgres", "server"]}[database]
+    database = engines.database()
+    lacking = {"postgres": [], "sqlite": ["postgres", "server"]}.get(database, ["postgres"])
     other = [item for item in items if any(item.get_closest_marker(name) for name in lacking)]
     if other:
         config.hook.pytest_deselected(items=other)

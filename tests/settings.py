@@ -1,8 +1,8 @@
 """Django settings of the tests, steered by the environment.
 
-CM_TEST_DB           sqlite (default), postgres or mariadb
+CM_TEST_DB           sqlite (default), postgres, mariadb or mysql
 CM_TEST_POSTGRES_URL an existing server; a private one is started where it is not set
-CM_TEST_MARIADB_URL  the same; MySQL will do as well
+CM_TEST_MARIADB_URL  the same, as is CM_TEST_MYSQL_URL
 CM_TEST_DB_NAME      the database itself, for child processes that join a running test (`child_environment`)
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from tests.engines import mariadb_url, postgres_url
+from tests.engines import database, mariadb_url, mysql_url, postgres_url
 
 SECRET_KEY = "only-for-tests"
 DEBUG = False
@@ -86,6 +86,10 @@ def _mariadb() -> dict[str, Any]:
     return _on_server("django.db.backends.mysql", urlsplit(mariadb_url()))
 
 
+def _mysql() -> dict[str, Any]:
+    return _on_server("django.db.backends.mysql", urlsplit(mysql_url()))
+
+
 def _on_server(backend: str, server: SplitResult) -> dict[str, Any]:
     return {
         "ENGINE": backend,
@@ -99,5 +103,5 @@ def _on_server(backend: str, server: SplitResult) -> dict[str, Any]:
     }
 
 
-_KINDS = {"sqlite": _sqlite, "postgres": _postgres, "mariadb": _mariadb}
-DATABASES = {"default": _KINDS[os.environ.get("CM_TEST_DB") or "sqlite"]()}
+_KINDS = {"sqlite": _sqlite, "postgres": _postgres, "mariadb": _mariadb, "mysql": _mysql}
+DATABASES = {"default": _KINDS[database()]()}

@@ -86,20 +86,27 @@ class MariaDB(PrivateServer):
             raise ServerError(f"this machine's packages have no MariaDB {MINIMUM[0]}.{MINIMUM[1]} or newer")
 
     def _create(self, password: str, port: int) -> str:
-        # Its root may come in from the server's own account alone, by the socket; nobody else exists.
-        accounts = ["--auth-root-authentication-method=socket", "--skip-test-db"]
-        self._run(["mariadb-install-db", "--no-defaults", self._data, "--skip-name-resolve", *accounts])
+        self._make_data()
         first_words = self._write(
             "accounts.sql",
             f"CREATE USER tests@'127.0.0.1' IDENTIFIED BY '{password}';\n"
             "GRANT ALL ON *.* TO tests@'127.0.0.1';\n",
         )
-        command = [f"{server()}", "--no-defaults", self._data, f"--port={port}", f"--init-file={first_words}"]
+        command = [*self._program(), f"--port={port}", f"--init-file={first_words}"]
         command += [f"--socket={self.home}/socket", f"--pid-file={self.home}/pid"]
         command += [f"--{name}={value}" for name, value in QUICK.items()]
         command += [f"--user={self.account}"] if os.geteuid() == 0 else []
         self._await(launch(command, log=self.home / "log"), port)
         return f"mysql://tests:{password}@127.0.0.1:{port}/"
+
+    def _make_data(self) -> None:
+        # Its root may come in from the server's own account alone, by the socket; nobody else exists.
+        accounts = ["--auth-root-authentication-method=socket", "--skip-test-db"]
+        self._run(["mariadb-install-db", "--no-defaults", self._data, "--skip-name-resolve", *accounts])
+
+    def _program(self) -> list[str]:
+        """The server, told where its data lies."""
+        return [f"{server()}", "--no-defaults", self._data]
 
     def _running(self) -> bool:
         return bool(self._processes())
@@ -123,7 +130,7 @@ class MariaDB(PrivateServer):
             if not process.alive or time.monotonic() > deadline:
                 state = "did not get ready" if process.alive else "ended"
                 self._halt()
-                raise ServerError(f"mariadbd {state}:\n{self._said()[-2000:]}")
+                raise ServerError(f"the server {state}:\n{self._said()[-2000:]}")
             time.sleep(0.02)
 
 

@@ -8,6 +8,7 @@ from typing import IO
 
 from tools.engine import engines_below
 from tools.mariadb import MariaDB
+from tools.mysql import MySQL
 from tools.postgres import Cluster
 
 STATE = Path(__file__).resolve().parent.parent / ".state"
@@ -52,3 +53,4 @@ def _stop_all() -> None:
             engine.stop()
     Cluster().stop()
     MariaDB().stop()
+    MySQL().stop()
