@@ -41,6 +41,10 @@ class Settings:
     LAUNCH_CONCURRENCY: int = 8  # starts in flight per host
     POLL_INTERVAL: float = 1.0  # how often the database is asked where nothing wakes the worker
     LEASE_SECONDS: float = 10.0  # a silent worker loses its hosts after this
+    HOST_LOST_SECONDS: float = 3600.0  # a host away for this long is given up with its jobs; 0: never
+    STRAY_GRACE_SECONDS: float = 60.0  # containers younger than this are never taken for strays
+    RECONCILE_LIMIT: int = 50  # stray containers that one pass may remove on one host
+    RECONCILE_DRY_RUN: bool = False  # only log what would be removed
     RESYNC_INTERVAL: float = 5.0  # how often the engine's listing is compared, as events get lost
     USAGE_INTERVAL: float = 1.0  # pause between two usage samples on one host
     STOP_GRACE_SECONDS: float = 10.0  # between SIGTERM and SIGKILL
@@ -57,6 +61,14 @@ class Settings:
     PIDS_LIMIT: int = 256
     TMPFS_SIZE_MB: int = 64  # /tmp of each job; counts to its memory
     ALLOW_WRITABLE_ROOT: bool = False  # whether a job may ask for a writable root filesystem
+
+    MAX_JOB_ATTEMPTS: int = 100  # attempts at one job, however its retry policy counts
+
+    # Retention, in days from a job's end; 0: for ever
+    KEEP_COMPLETED_DAYS: float = 0.0
+    KEEP_FAILED_DAYS: float = 0.0  # failed, timeout and cancelled
+    KEEP_LOGS_DAYS: float = 0.0  # stored output; the record stays
+    RETENTION_BATCH: int = 200  # rows that one transaction deletes
 
     # Management commands in containers
     COMMAND_IMAGE: str = ""  # the project's own image, as build_job_image makes it
@@ -88,7 +100,16 @@ class Problem(NamedTuple):
     hint: str
 
 
-_ZERO_ALLOWED = {"STOP_GRACE_SECONDS", "SHUTDOWN_GRACE_SECONDS", "CONTAINER_RETENTION_SECONDS"}
+_ZERO_ALLOWED = {
+    "STOP_GRACE_SECONDS",
+    "SHUTDOWN_GRACE_SECONDS",
+    "CONTAINER_RETENTION_SECONDS",
+    "HOST_LOST_SECONDS",
+    "STRAY_GRACE_SECONDS",
+    "KEEP_COMPLETED_DAYS",
+    "KEEP_FAILED_DAYS",
+    "KEEP_LOGS_DAYS",
+}
 
 
 def problems(raw: object) -> list[Problem]:

@@ -11,19 +11,19 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from django.db import connections, router, transaction
 from django.db.models import F, Q, QuerySet
+from django.db.models.functions import Now
 from django.db.models.signals import post_save
 from django.utils import timezone
 
 from container_manager import signals
 from container_manager.core.errors import ExecutorError, IllegalTransition, InvalidJob, JobFault
-from container_manager.core.observation import LogCursor
-from container_manager.core.outcome import ExitReason, Outcome, rejected
+from container_manager.core.outcome import ExitReason, Outcome, deadline_exceeded, rejected
+from container_manager.core.retry import Again
 from container_manager.core.states import ACTIVE, FINAL, MOVES, Status, Transition, is_legal
 from container_manager.models import (
     ContainerJob,
@@ -31,51 +31,40 @@ from container_manager.models import (
     ExecutionMetadata,
     ExecutorHost,
     JobEvent,
-    LogChunk,
 )
 from container_manager.models.admission import Desk
+from container_manager.models.clock import from_now, time_until
 from container_manager.models.job import NOTE_FIELDS, SPEC_FIELDS
 from container_manager.models.lease import HeldLease
+from container_manager.records import (
+    LOG_FIELDS,
+    Chunk,
+    LogState,
+    Usage,
+    apply_logs,
+    job_record,
+    log_columns,
+    store_attempt,
+    store_chunks,
+)
 
 logger = logging.getLogger("container_manager.jobs")
 
 WAKE_CHANNEL = "container_manager_wake"
 
 _ACTIVE = [status.value for status in ACTIVE]
+#: What an attempt left on the job's own row goes when the next one begins; its own row keeps it.
+_BLANK_RECORD: dict[str, Any] = {
+    "started_at": None,
+    "stdout_log": "",
+    "stderr_log": "",
+    "docker_log": "",
+    "max_memory_usage": None,
+    "cpu_usage_percent": None,
+}
+_STARTED_FIELDS = ["container_id", "started_at", "spec_hash", "image_id", "image_digest", "docker_log"]
 
 _OfAttempt = TypeVar("_OfAttempt", ExecutionMetadata, JobEvent)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """What an attempt used. Unknown is None."""
-
-    max_memory_bytes: int | None = None
-    memory_source: str = ""
-    cpu_percent: float | None = None
-    samples: int = 0
-
-
-class Chunk(NamedTuple):
-    """A run of encoded frames on its way to a `LogChunk` row."""
-
-    sequence: int
-    data: bytes
-    last_timestamp_ns: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogState:
-    """Where the stored log of an attempt stands, and how the job's own columns show it."""
-
-    chunk_count: int
-    cursor: LogCursor | None
-    stdout_bytes: int
-    stderr_bytes: int
-    complete: bool
-    truncated: bool
-    stdout_text: str | None = None  # None: the column stays as it is
-    stderr_text: str | None = None
 
 
 # ---------------------------------------------------------------------------------------- callers
@@ -144,7 +133,7 @@ def change(job: ContainerJob, update_fields: Collection[str] | None, save: Calla
             Desk().admit(job)
             columns.update(SPEC_FIELDS)
         if wanted is not None:
-            columns &= wanted | ({"environment", "host_pinned"} if changed else set())
+            columns &= wanted | ({"environment", "host_pinned", "deadline_at"} if changed else set())
         loaded = columns & job.__dict__.keys()
         if loaded:
             save(update_fields=[name.removesuffix("_id") for name in sorted(loaded)])
@@ -207,8 +196,8 @@ def _change_status(job: ContainerJob) -> None:
 def _cancel_now(job: ContainerJob, sources: Sequence[str], *, actor: str) -> bool:
     now = timezone.now()
     # Locked, so that the event names the status that the UPDATE found.
-    row: QuerySet[ContainerJob] = QuerySet(ContainerJob).select_for_update().filter(pk=job.pk)
-    before = row.values_list("status", flat=True).first() or ""
+    _lock(job)
+    before = QuerySet(ContainerJob).filter(pk=job.pk).values_list("status", flat=True).first() or ""
     rows = (
         QuerySet(ContainerJob)
         .filter(pk=job.pk, status__in=[str(source) for source in sources])
@@ -259,7 +248,9 @@ def claim(
         place |= movable
     with transaction.atomic(using=_alias()):
         EngineLease.fence(lease)
-        waiting: QuerySet[ContainerJob] = QuerySet(ContainerJob).filter(place, status=Status.PENDING)
+        waiting: QuerySet[ContainerJob] = QuerySet(ContainerJob).filter(
+            place, status=Status.PENDING, not_before__isnull=True
+        )
         if only is not None:
             waiting = waiting.filter(pk__in=list(only))
         jobs = _lock_best(waiting, limit)
@@ -272,11 +263,13 @@ def claim(
             attempt=F("attempt") + 1,
             lease_token=lease.token,
             launched_at=now,
+            **_BLANK_RECORD,
         )
         executions, events = [], []
         for job in jobs:
             job.status, job.docker_host, job.launched_at = Status.LAUNCHING.value, host, now
             job.attempt, job.lease_token = job.attempt + 1, lease.token
+            _blank(job)
             job.mark_stored()
             executions.append(
                 ExecutionMetadata(
@@ -323,7 +316,8 @@ def start(
         if event is None:
             return False
         execution.container_id, execution.started_at = container_id, at
-        execution.save(update_fields=["container_id", "started_at", "spec_hash", "image_id", "image_digest"])
+        execution.docker_log = docker_log
+        execution.save(update_fields=_STARTED_FIELDS)
         return True
 
 
@@ -340,20 +334,23 @@ def finish(
     logs: LogState,
     chunks: Sequence[Chunk],
     docker_log: str,
+    again: Again | None = None,
 ) -> bool:
     """The attempt has ended: store its record, and move the job to its final status.
 
-    A container that ended before it was seen running passes through `start` in the same transaction.
-    When the job was given another status meanwhile (cancelled by its owner), the attempt's record is
-    stored all the same and False is returned.
+    With `again` the job goes back into the queue for another attempt, unless its owner wants it ended. A
+    container that ended before it was seen running passes through `start` in the same transaction. When the
+    job was given another status meanwhile (cancelled by its owner), the attempt's record is stored all the
+    same and False is returned.
     """
     now = timezone.now()
     target = outcome.status
     with transaction.atomic(using=_alias()):
         EngineLease.fence(lease)
-        _store_chunks(execution, chunks)
-        _store_attempt(execution, outcome, started_at, finished_at, now, usage, logs)
-        record = _record(execution, docker_log, logs)
+        store_chunks(execution, chunks)
+        execution.docker_log = docker_log
+        store_attempt(execution, outcome, started_at, finished_at, now, usage, logs)
+        record = job_record(execution, docker_log, logs)
         result = {
             "completed_at": finished_at or now,
             "exit_code": outcome.exit_code,
@@ -363,12 +360,14 @@ def finish(
         }
         if started_at is not None:
             result["started_at"] = started_at
-        ours = job.status not in FINAL
+        ours = job.status in ACTIVE
         if job.status == Status.LAUNCHING and started_at is not None and target is not Status.CANCELLED:
             seen = {"started_at": started_at}
             ours = _move(lease, job, Transition.START, Status.RUNNING, seen, actor=worker) is not None
         event = None
-        if ours:
+        if ours and again is not None and not _cancel_is_wanted(job):
+            event = _try_again(lease, job, outcome, again, record, actor=worker)
+        elif ours:
             transition = _final_transition(Status(job.status), target)
             event = _move(
                 lease,
@@ -384,6 +383,29 @@ def finish(
             _store_late_record(lease, job, outcome, record, started_at)
             return False
         return True
+
+
+def _try_again(
+    lease: HeldLease, job: ContainerJob, outcome: Outcome, again: Again, record: dict[str, Any], *, actor: str
+) -> JobEvent | None:
+    fields = {
+        **record,
+        "lease_token": None,
+        "not_before": from_now(again.wait_seconds),
+        "failed_attempts": job.failed_attempts + again.counted,
+    }
+    count = "" if again.counted else ", not counted"
+    return _move(
+        lease,
+        job,
+        Transition.RETRY,
+        Status.PENDING,
+        fields,
+        actor=actor,
+        reason=outcome.reason,
+        message=f"Attempt {job.attempt} ended{count}; the next one follows in {again.wait_seconds:.3g} s. "
+        f"{outcome.message}",
+    )
 
 
 def release(
@@ -402,7 +424,10 @@ def release(
     with transaction.atomic(using=_alias()):
         EngineLease.fence(lease)
         execution.recorded_at, execution.exit_message = timezone.now(), message
-        execution.save(update_fields=["recorded_at", "exit_message"])
+        execution.docker_log = docker_log
+        execution.save(update_fields=["recorded_at", "exit_message", "docker_log"])
+        if job.status != Status.LAUNCHING:
+            return False  # given back already, and the answer to that commit was lost
         if _cancel_is_wanted(job):
             moved = _move(
                 lease,
@@ -463,22 +488,23 @@ def refuse(
 
 
 def adopt(
-    lease: HeldLease, host: ExecutorHost, *, worker: str
+    lease: HeldLease, host: ExecutorHost, *, worker: str, held: Collection[tuple[Any, int]] = ()
 ) -> list[tuple[ContainerJob, ExecutionMetadata]]:
-    """Take over every active job of this engine from whoever held it before. Raises LeaseLost."""
+    """Take every active job of this engine that is not in our hands, whoever had it before.
+
+    `held`: the (id, attempt) of those that are. The others were left by another worker, or by ourselves when
+    the answer to a commit got lost. Raises LeaseLost.
+    """
     with transaction.atomic(using=_alias()):
         EngineLease.fence(lease)
-        held: QuerySet[ContainerJob] = (
-            QuerySet(ContainerJob)
-            .filter(docker_host=host, status__in=_ACTIVE)
-            .exclude(lease_token=lease.token)
-            .select_related("docker_host")
-            .order_by("created_at")
-        )
+        active: QuerySet[ContainerJob] = QuerySet(ContainerJob).filter(docker_host=host, status__in=_ACTIVE)
+        known = set(held)
+        missing = [key for key in active.values_list("pk", "attempt") if key not in known]
         pairs = []
-        for job in held:
-            rows = QuerySet(ContainerJob).filter(pk=job.pk, status=job.status).update(lease_token=lease.token)
-            if not rows:
+        wanted = active.filter(pk__in=[pk for pk, _ in missing]).select_related("docker_host")
+        for job in wanted.defer("stdout_log", "stderr_log").order_by("created_at"):
+            rows = active.filter(pk=job.pk, status=job.status, attempt=job.attempt)
+            if not rows.update(lease_token=lease.token):
                 continue
             job.lease_token = lease.token
             execution = ExecutionMetadata.objects.get(job=job, attempt=job.attempt)
@@ -487,6 +513,58 @@ def adopt(
             _event(job, "adopt", source=job.status, actor=worker)
             pairs.append((job, execution))
         return pairs
+
+
+def admit_due() -> int:
+    """Let jobs be claimed again whose wait for another attempt is over; returns how many."""
+    waiting: QuerySet[ContainerJob] = QuerySet(ContainerJob).filter(status=Status.PENDING)
+    due = waiting.filter(not_before__lte=Now()).update(not_before=None)
+    if due:
+        wake()
+    return due
+
+
+def expire_waiting(*, actor: str, limit: int = 100) -> int:
+    """End waiting jobs whose total deadline has passed: pending -> timeout; returns how many."""
+    late: QuerySet[ContainerJob] = QuerySet(ContainerJob).filter(
+        status=Status.PENDING, deadline_at__lte=Now()
+    )
+    ended = 0
+    for job in late.defer("stdout_log", "stderr_log").order_by("deadline_at")[:limit]:
+        outcome = deadline_exceeded()
+        result = {
+            "status": outcome.status.value,
+            "completed_at": timezone.now(),
+            "exit_reason": outcome.reason.value,
+            "exit_message": outcome.message,
+            "not_before": None,
+        }
+        with transaction.atomic(using=_alias()):
+            if not QuerySet(ContainerJob).filter(pk=job.pk, status=Status.PENDING).update(**result):
+                continue
+            for name, value in result.items():
+                setattr(job, name, value)
+            job.mark_stored()
+            event = _event(
+                job,
+                Transition.EXPIRE,
+                source=Status.PENDING,
+                actor=actor,
+                reason=outcome.reason,
+                message=outcome.message,
+            )
+            _announce(job, event, result)
+            ended += 1
+    return ended
+
+
+def deadline_left(job: ContainerJob) -> float | None:
+    """Seconds until the job's total deadline, by the database's clock; None where it has none."""
+    if job.deadline_at is None:
+        return None
+    row = QuerySet(ContainerJob).filter(pk=job.pk).annotate(left=time_until("deadline_at"))
+    left = row.values_list("left", flat=True).first()
+    return None if left is None else float(left.total_seconds())
 
 
 def store_logs(
@@ -499,10 +577,10 @@ def store_logs(
     """Append chunks and move the cursor with them. Raises LeaseLost."""
     with transaction.atomic(using=_alias()):
         EngineLease.fence(lease)
-        _store_chunks(execution, chunks)
-        _apply_logs(execution, logs)
-        execution.save(update_fields=_LOG_FIELDS)
-        columns = _log_columns(logs)
+        store_chunks(execution, chunks)
+        apply_logs(execution, logs)
+        execution.save(update_fields=LOG_FIELDS)
+        columns = log_columns(logs)
         if columns:
             QuerySet(ContainerJob).filter(
                 pk=job.pk, attempt=execution.attempt, lease_token=lease.token
@@ -521,16 +599,6 @@ def wake() -> None:
 
 
 # ---------------------------------------------------------------------------------------- insides
-
-_LOG_FIELDS = [
-    "log_chunk_count",
-    "log_cursor_ns",
-    "log_cursor_frames",
-    "stdout_bytes",
-    "stderr_bytes",
-    "logs_complete",
-    "logs_truncated",
-]
 
 
 def _move(
@@ -555,8 +623,12 @@ def _move(
     if not rows:
         return None
     job.status = target.value
+    computed = [name for name, value in fields.items() if hasattr(value, "resolve_expression")]
     for name, value in fields.items():
-        setattr(job, name, value)
+        if name not in computed:
+            setattr(job, name, value)
+    if computed:
+        job.refresh_from_db(fields=computed)
     job.mark_stored()
     event = _event(job, transition, source=source, actor=actor, reason=reason, message=message)
     _announce(job, event, ("status", *fields))
@@ -565,8 +637,19 @@ def _move(
 
 def _cancel_is_wanted(job: ContainerJob) -> bool:
     """Locked: a wish that comes between this look and the move would get lost in the queue."""
-    row: QuerySet[ContainerJob] = QuerySet(ContainerJob).select_for_update().filter(pk=job.pk)
-    return row.values_list("cancel_requested_at", flat=True).first() is not None
+    _lock(job)
+    row: QuerySet[ContainerJob] = QuerySet(ContainerJob).filter(pk=job.pk)
+    return row.filter(cancel_requested_at__isnull=False).exists()
+
+
+def _lock(job: ContainerJob) -> bool:
+    """Hold the row until the commit. A write, as SQLite knows no other lock and refuses one after a read."""
+    return QuerySet(ContainerJob).filter(pk=job.pk).update(attempt=F("attempt")) > 0
+
+
+def _blank(job: ContainerJob) -> None:
+    for name, value in _BLANK_RECORD.items():
+        setattr(job, name, value)
 
 
 def _final_transition(source: Status, target: Status) -> Transition:
@@ -612,63 +695,6 @@ def _insert_for_attempts(rows: Sequence[_OfAttempt], **further: str) -> None:
         keys = {(job, attempt): key for job, attempt, key in stored.values_list("job_id", "attempt", "pk")}
         for row in rows:
             row.pk = keys[row.job_id, row.attempt]
-
-
-def _store_attempt(
-    execution: ExecutionMetadata,
-    outcome: Outcome,
-    started_at: datetime | None,
-    finished_at: datetime | None,
-    now: datetime,
-    usage: Usage,
-    logs: LogState,
-) -> None:
-    execution.started_at, execution.finished_at, execution.recorded_at = started_at, finished_at, now
-    execution.exit_code, execution.exit_reason = outcome.exit_code, outcome.reason.value
-    execution.exit_message = outcome.message
-    execution.max_memory_usage, execution.memory_source = usage.max_memory_bytes, usage.memory_source
-    execution.cpu_usage_percent, execution.usage_samples = usage.cpu_percent, usage.samples
-    _apply_logs(execution, logs)
-    execution.save()
-
-
-def _store_chunks(execution: ExecutionMetadata, chunks: Sequence[Chunk]) -> None:
-    if chunks:
-        LogChunk.objects.bulk_create(
-            [
-                LogChunk(
-                    execution=execution,
-                    sequence=chunk.sequence,
-                    data=chunk.data,
-                    last_timestamp_ns=chunk.last_timestamp_ns,
-                )
-                for chunk in chunks
-            ],
-            ignore_conflicts=True,  # a commit whose answer was lost is repeated
-        )
-
-
-def _apply_logs(execution: ExecutionMetadata, logs: LogState) -> None:
-    execution.log_chunk_count = logs.chunk_count
-    if logs.cursor is not None:
-        execution.log_cursor_ns, execution.log_cursor_frames = logs.cursor
-    execution.stdout_bytes, execution.stderr_bytes = logs.stdout_bytes, logs.stderr_bytes
-    execution.logs_complete, execution.logs_truncated = logs.complete, logs.truncated
-
-
-def _log_columns(logs: LogState) -> dict[str, str]:
-    texts = {"stdout_log": logs.stdout_text, "stderr_log": logs.stderr_text}
-    return {name: text for name, text in texts.items() if text is not None}
-
-
-def _record(execution: ExecutionMetadata, docker_log: str, logs: LogState) -> dict[str, Any]:
-    """What an attempt leaves on the job's own row, whatever the job's status is by now."""
-    return {
-        "max_memory_usage": execution.max_memory_usage,
-        "cpu_usage_percent": execution.cpu_usage_percent,
-        "docker_log": docker_log,
-        **_log_columns(logs),
-    }
 
 
 def _store_late_record(

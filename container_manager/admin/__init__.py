@@ -3,7 +3,13 @@
 from container_manager.admin.environment import EnvironmentTemplateAdmin
 from container_manager.admin.hosts import HostAdmin
 from container_manager.admin.jobs import JobAdmin
-from container_manager.admin.records import EventAdmin, ExecutionAdmin, InstallationAdmin, LeaseAdmin
+from container_manager.admin.records import (
+    EventAdmin,
+    ExecutionAdmin,
+    InstallationAdmin,
+    LeaseAdmin,
+    WorkerAdmin,
+)
 
 __all__ = [
     "EnvironmentTemplateAdmin",
@@ -13,4 +19,5 @@ __all__ = [
     "InstallationAdmin",
     "JobAdmin",
     "LeaseAdmin",
+    "WorkerAdmin",
 ]

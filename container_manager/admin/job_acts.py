@@ -73,6 +73,8 @@ def run_again(job: ContainerJob, person: Any) -> ContainerJob:
         memory_limit=job.memory_limit,
         cpu_limit=job.cpu_limit,
         timeout_seconds=job.timeout_seconds,
+        retry=job.retry,
+        deadline_seconds=job.deadline_seconds,
         network_configuration=job.network_configuration,
         user=job.user,
         read_only_root=job.read_only_root,

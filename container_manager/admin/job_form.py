@@ -82,6 +82,8 @@ class JobForm(_Base):
             "memory_limit",
             "cpu_limit",
             "timeout_seconds",
+            "retry",
+            "deadline_seconds",
             "environment_template",
             "user",
             "read_only_root",
@@ -89,6 +91,9 @@ class JobForm(_Base):
         widgets = {
             "description": forms.Textarea(attrs={"rows": 2}),
             "command": forms.Textarea(
+                attrs={"rows": 2, "class": "vLargeTextField cm-code", "spellcheck": "false"}
+            ),
+            "retry": forms.Textarea(
                 attrs={"rows": 2, "class": "vLargeTextField cm-code", "spellcheck": "false"}
             ),
         }

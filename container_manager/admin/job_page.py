@@ -24,8 +24,10 @@ from container_manager.core.environment import redact
 from container_manager.core.inert import inert
 from container_manager.core.logtext import clean_output
 from container_manager.core.outcome import REASONS, ExitReason
+from container_manager.core.retry import RetryPolicy
 from container_manager.core.states import Status
 from container_manager.models import ContainerJob, EngineLease, ExecutionMetadata, JobEvent
+from container_manager.models.admission import retry_of
 
 TAIL_LINES = 12
 _TAIL_CHARACTERS = 4000
@@ -178,6 +180,9 @@ def _under_way(job: ContainerJob, people: dict[str, str]) -> tuple[str, str]:
         return f"Its end was requested by {who}; the worker on {name} stops the program.", next_step
     if job.status == Status.PENDING:
         sentence = f"The job waits for a free slot on {name}."
+        if job.not_before is not None:
+            moment = timezone.localtime(job.not_before)
+            return f"Attempt {job.attempt} failed; the next one follows from {moment:%H:%M:%S} on.", next_step
         if not host.is_active:
             sentence = f"The job waits for {name}, which is not active."
         elif host.health in (host.Health.UNREACHABLE, host.Health.MISMATCHED):
@@ -222,6 +227,8 @@ def _details(job: ContainerJob) -> list[tuple[str, list[tuple[str, str, bool]]]]
                 ("Memory", f"{job.memory_limit} MB", False),
                 ("CPU", f"{job.cpu_limit:g} {'core' if job.cpu_limit == 1 else 'cores'}", False),
                 ("Timeout", f"{job.timeout_seconds} s", False),
+                ("Retry", _retry_text(job), False),
+                ("Total deadline", f"{job.deadline_seconds} s" if job.deadline_seconds else "none", False),
                 ("Host", f"{line(job.docker_host.name)}, {placed}", False),
                 ("Networks", inert("\n".join(networks)) or "default bridge", True),
                 ("Priority", str(job.priority), False),
@@ -230,6 +237,14 @@ def _details(job: ContainerJob) -> list[tuple[str, list[tuple[str, str, bool]]]]
             ],
         ),
     ]
+
+
+def _retry_text(job: ContainerJob) -> str:
+    policy = retry_of(job)
+    if policy == RetryPolicy():
+        return "never"
+    rules = f", {len(policy.rules)} rule{'' if len(policy.rules) == 1 else 's'}" if policy.rules else ""
+    return f"{policy.attempts} attempts, {job.failed_attempts} failed so far{rules}"
 
 
 def _attempt_line(job: ContainerJob, item: ExecutionMetadata) -> AttemptLine:
@@ -265,6 +280,8 @@ def _attempt_outcome(item: ExecutionMetadata) -> str:
 
 
 def _log_note(item: ExecutionMetadata) -> str:
+    if item.logs_pruned:
+        return "deleted by the retention rules"
     if item.logs_truncated:
         return "cut at LOG_MAX_BYTES: the program wrote more"
     if item.recorded_at is None:

@@ -75,6 +75,7 @@ class JobAdmin(JobListAdmin):
             ),
             ("Where and when", {"fields": ["docker_host", "priority", "networks_text"]}),
             ("Limits", {"fields": [("memory_limit", "cpu_limit", "timeout_seconds")]}),
+            ("If it fails", {"fields": ["retry", "deadline_seconds"]}),
             ("Environment", {"fields": ["environment_template", "environment_text"]}),
             (
                 "User, filesystem and notes",

@@ -7,6 +7,7 @@ from typing import Any
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
@@ -23,7 +24,14 @@ from container_manager.admin.display import (
     two_lines,
 )
 from container_manager.admin.job_list import ReasonFilter
-from container_manager.models import EngineLease, ExecutionMetadata, Installation, JobEvent
+from container_manager.conf import get_settings
+from container_manager.models import (
+    EngineLease,
+    ExecutionMetadata,
+    Installation,
+    JobEvent,
+    RegisteredWorker,
+)
 
 _CONTAINER: Any = ["container_name", "container_id", "engine_id", "image_id", "image_digest", "spec_hash"]
 
@@ -176,6 +184,35 @@ class LeaseAdmin(RecordAdmin):
     def display_worker(self, lease: EngineLease) -> str:
         """Who holds it, or nobody."""
         return line(lease.worker) if lease.worker else "nobody"
+
+
+@admin.register(RegisteredWorker)
+class WorkerAdmin(RecordAdmin):
+    """Who works, or did within the last week."""
+
+    list_display = ["display_name", "display_state", "display_engines", "slots", "started_at", "heartbeat_at"]
+    ordering = ["-started_at"]
+    fields = ["display_name", "display_state", "display_engines", "hostname", "version", "pid", "slots"]
+    fields += ["started_at", "heartbeat_at", "stopped_at"]
+
+    @admin.display(description="worker", ordering="name")
+    def display_name(self, worker: RegisteredWorker) -> str:
+        """Its name, which has the machine's in it."""
+        return line(worker.name)
+
+    @admin.display(description="state")
+    def display_state(self, worker: RegisteredWorker) -> str:
+        """In a word: by its own last word, or by how long it has been silent."""
+        if worker.stopped_at is not None:
+            return "stopped"
+        silent = (timezone.now() - worker.heartbeat_at).total_seconds()
+        return "running" if silent <= get_settings().LEASE_SECONDS else "silent"
+
+    @admin.display(description="engines")
+    def display_engines(self, worker: RegisteredWorker) -> str:
+        """The engines whose leases it holds."""
+        held = EngineLease.objects.filter(worker=worker.name).order_by("engine_id")
+        return line(", ".join(held.values_list("engine_id", flat=True))) or "none"
 
 
 @admin.register(Installation)

@@ -23,6 +23,7 @@ class ExitReason(StrEnum):
     APPLICATION_ERROR = "application_error"
     OUT_OF_MEMORY = "out_of_memory"
     TIMEOUT = "timeout"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
     CANCELLED = "cancelled"
     IMAGE_NOT_FOUND = "image_not_found"
     IMAGE_PULL_FAILED = "image_pull_failed"
@@ -58,6 +59,9 @@ REASONS: dict[ExitReason, ReasonText] = {
         "Out of memory", "Raise memory_limit, or make the job hold less at once."
     ),
     ExitReason.TIMEOUT: ReasonText("Timeout", "Raise timeout_seconds, or split the job into shorter ones."),
+    ExitReason.DEADLINE_EXCEEDED: ReasonText(
+        "Deadline exceeded", "Raise deadline_seconds, or see why the job waited or was tried for so long."
+    ),
     ExitReason.CANCELLED: ReasonText("Cancelled", ""),
     ExitReason.IMAGE_NOT_FOUND: ReasonText(
         "Image not found", "Check the spelling of the image and its tag, and whether the host may pull."
@@ -115,6 +119,7 @@ class Intent(StrEnum):
     NONE = ""
     CANCEL = "cancel"
     TIMEOUT = "timeout"
+    DEADLINE = "deadline"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +183,8 @@ def _our_own_doing(case: _Case) -> Outcome | None:
         limit = f" of {case.timeout_seconds} s" if case.timeout_seconds else ""
         message = f"The job ran over its time limit{limit}."
         return _outcome(Status.TIMEOUT, ExitReason.TIMEOUT, case.seen.exit_code, message)
+    if case.intent is Intent.DEADLINE:
+        return deadline_exceeded(case.seen.exit_code)
     if case.intent is Intent.CANCEL:
         return _outcome(Status.CANCELLED, ExitReason.CANCELLED, case.seen.exit_code, "The job was cancelled.")
     return None
@@ -251,6 +258,18 @@ _EVIDENCE: tuple[Callable[[_Case], Outcome | None], ...] = (
     _a_signal,
     _its_own_word,
 )
+
+
+def deadline_exceeded(exit_code: int | None = None) -> Outcome:
+    """The outcome of a job whose total deadline passed, whether it ran just then or waited."""
+    return _outcome(
+        Status.TIMEOUT, ExitReason.DEADLINE_EXCEEDED, exit_code, "The job's total deadline passed."
+    )
+
+
+def lost(message: str) -> Outcome:
+    """The outcome of a job whose host is given up; `message` is the evidence."""
+    return _failed(ExitReason.HOST_LOST, None, message)
 
 
 def rejected(reason: ExitReason, message: str) -> Outcome:

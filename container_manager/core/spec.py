@@ -13,6 +13,11 @@ LABEL_ATTEMPT = LABEL_PREFIX + "attempt"
 LABEL_SPEC = LABEL_PREFIX + "spec"
 
 
+def container_name(job_id: str, attempt: int) -> str:
+    """The deterministic name of an attempt's container."""
+    return f"cj-{job_id.replace('-', '')}-{attempt}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkAttachment:
     """One network to join, with the names under which its other members find the container."""

@@ -54,7 +54,8 @@ MOVES: dict[Transition, Move] = {
     Transition.CANCEL: Move(
         frozenset({Status.PENDING, Status.LAUNCHING, Status.RUNNING}), frozenset({Status.CANCELLED})
     ),
-    Transition.EXPIRE: Move(frozenset({Status.LAUNCHING}), frozenset({Status.TIMEOUT})),
+    # Pending: its total deadline passed while it waited, for a slot or for its next attempt.
+    Transition.EXPIRE: Move(frozenset({Status.PENDING, Status.LAUNCHING}), frozenset({Status.TIMEOUT})),
     Transition.RETRY: Move(frozenset({Status.RUNNING, Status.LAUNCHING}), frozenset({Status.PENDING})),
 }
 

@@ -135,5 +135,14 @@ class Executor(ABC):
         """
 
     @abstractmethod
+    def withdraw(self, container_id: str) -> bool:
+        """Take a container away that was created and never started, so that it never can be.
+
+        A start that somebody sent before and that the engine has not carried out yet either comes first or
+        finds nothing. True: it is gone and never ran. False: it runs, or has run; it was left where it is, if
+        it was there. Raises `HostFault`.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Free connections and end every open stream of this executor: follows and watches return."""

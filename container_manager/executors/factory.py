@@ -23,17 +23,18 @@ from container_manager.executors.base import Executor
 from container_manager.executors.registry import open_executor
 from container_manager.models import (
     ContainerJob,
-    EngineLease,
     ExecutionMetadata,
     ExecutorHost,
     Installation,
 )
 from container_manager.models.admission import spec_of
+from container_manager.models.brief import temporary_lease
 from container_manager.models.lease import HeldLease
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
+LAUNCHER = "launch_job"  # as the events name it
 LAUNCH_WAIT_SECONDS = 60.0
 _LAUNCH_LEASE_SECONDS = 120.0
 
@@ -76,21 +77,13 @@ class HostExecutor:
         """
         facts = self._executor.health()
         self.host.record_up(facts)
-        lease = EngineLease.acquire(facts.engine_id, "launch_job", _LAUNCH_LEASE_SECONDS)
-        if lease is None:
-            return self._wait_for_worker(job)
-        try:
-            claimed = lifecycle.claim(lease, self.host, limit=1, worker="launch_job", only=[job.pk])
-            if not claimed:
+        with temporary_lease(facts.engine_id, LAUNCHER, _LAUNCH_LEASE_SECONDS) as lease:
+            if lease is None:
+                return self._wait_for_worker(job)
+            try:
+                self._launch_here(lease, job)
+            finally:
                 job.refresh_from_db()
-                raise ConfigurationError(
-                    f"status: the job is {job.status!r} on {job.docker_host}, not waiting here."
-                )
-            mine, execution = claimed[0]
-            self._start(lease, mine, execution)
-        finally:
-            EngineLease.release(lease)
-            job.refresh_from_db()
         return job.get_execution_identifier()
 
     def check_status(self, execution_identifier: str) -> str:
@@ -153,6 +146,26 @@ class HostExecutor:
             )
         return executor.docker_client()
 
+    def _launch_here(self, lease: HeldLease, job: ContainerJob) -> None:
+        self._mind_slots()
+        claimed = lifecycle.claim(lease, self.host, limit=1, worker=LAUNCHER, only=[job.pk])
+        if not claimed:
+            job.refresh_from_db()
+            raise ConfigurationError(
+                f"status: the job is {job.status!r} on {job.docker_host}, not waiting here."
+            )
+        mine, execution = claimed[0]
+        self._start(lease, mine, execution)
+
+    def _mind_slots(self) -> None:
+        """Nobody serves the host, so its running jobs are all that take slots. Raises ConfigurationError."""
+        used = ContainerJob.objects.active().filter(docker_host=self.host).count()
+        if used >= self.host.max_concurrent_jobs:
+            raise ConfigurationError(
+                f"max_concurrent_jobs: all {used} slots of the host {self.host.name!r} are taken, by jobs "
+                "that no worker follows. Start one with: python manage.py process_container_jobs"
+            )
+
     def _start(self, lease: HeldLease, job: ContainerJob, execution: ExecutionMetadata) -> None:
         try:
             spec = spec_of(job, Installation.current())
@@ -161,17 +174,17 @@ class HostExecutor:
             container_id = self._executor.create(spec)
             self._executor.start(container_id)
         except HostFault as error:
-            lifecycle.release(lease, job, execution, worker="launch_job", message=str(error), docker_log="")
+            lifecycle.release(lease, job, execution, worker=LAUNCHER, message=str(error), docker_log="")
             raise
         except (ExecutorError, InvalidJob) as error:
-            lifecycle.refuse(lease, job, execution, error, worker="launch_job")
+            lifecycle.refuse(lease, job, execution, error, worker=LAUNCHER)
             raise
         lifecycle.start(
             lease,
             job,
             execution,
             at=timezone.now(),
-            worker="launch_job",
+            worker=LAUNCHER,
             container_id=container_id,
             docker_log="",
         )

@@ -1,4 +1,4 @@
-"""The tables: jobs and their attempts, events, logs, hosts, environment templates, leases."""
+"""The tables: jobs and their attempts, events, logs, hosts, environment templates, leases, workers."""
 
 from container_manager.models.environment import EnvironmentVariableTemplate
 from container_manager.models.event import JobEvent
@@ -8,6 +8,7 @@ from container_manager.models.installation import Installation
 from container_manager.models.job import ContainerJob
 from container_manager.models.lease import EngineLease
 from container_manager.models.log import LogChunk
+from container_manager.models.worker import RegisteredWorker
 
 __all__ = [
     "ContainerJob",
@@ -18,4 +19,5 @@ __all__ = [
     "Installation",
     "JobEvent",
     "LogChunk",
+    "RegisteredWorker",
 ]

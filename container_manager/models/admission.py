@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from django.core.exceptions import ObjectDoesNotExist
 from django.db.models import Count, Q, prefetch_related_objects
+from django.utils import timezone
 
 from container_manager.conf import get_settings
 from container_manager.core.commands import CommandForm, parse_command
 from container_manager.core.environment import check_environment, merge
 from container_manager.core.errors import InvalidJob, NoEligibleHost
 from container_manager.core.images import parse_image
+from container_manager.core.limits import shown
 from container_manager.core.networks import parse_networks
 from container_manager.core.placement import HostState, choose
 from container_manager.core.policy import JobRequest, build_spec, enforce
+from container_manager.core.retry import RetryPolicy, parse_retry
 from container_manager.core.spec import ContainerSpec
 from container_manager.core.states import ACTIVE, Status
 from container_manager.models.environment import EnvironmentVariableTemplate
@@ -29,6 +33,7 @@ from container_manager.models.host import ExecutorHost
 if TYPE_CHECKING:
     from container_manager.models.job import ContainerJob
 
+MAX_DEADLINE_SECONDS = 366 * 86_400
 REGISTER_HINT = "Register the local engine with: python manage.py register_local_host"
 
 
@@ -89,6 +94,11 @@ def check(job: ContainerJob) -> None:
     inherited = job.environment_template.get_environment_variables() if job.environment_template else {}
     job.environment = merge(inherited, job.environment_vars)
     parse_networks(job.network_configuration)
+    job.retry = parse_retry(job.retry).as_json()
+    _check_deadline(job.deadline_seconds)
+    job.deadline_at = None
+    if job.deadline_seconds is not None:
+        job.deadline_at = (job.created_at or timezone.now()) + timedelta(seconds=job.deadline_seconds)
     enforce(request_of(job), get_settings().policy())
     for field_name in ("name", "description"):
         _check_text(field_name, getattr(job, field_name))
@@ -191,6 +201,22 @@ def find_template(
         raise InvalidJob(
             "environment_template", f"there is no template named {template!r}. {known}"
         ) from None
+
+
+def retry_of(job: ContainerJob) -> RetryPolicy:
+    """The job's retry policy, as it was admitted."""
+    return parse_retry(job.retry)
+
+
+def _check_deadline(value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_DEADLINE_SECONDS:
+        raise InvalidJob(
+            "deadline_seconds",
+            f"{shown(value)} is not a whole number of seconds from 1 to {MAX_DEADLINE_SECONDS}; "
+            "leave it out for no deadline.",
+        )
 
 
 def _check_text(name: str, text: object) -> None:

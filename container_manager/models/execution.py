@@ -25,7 +25,7 @@ class ExecutionMetadata(models.Model):
     engine_id = models.CharField(max_length=200, blank=True, default="", db_index=True)
     worker = models.CharField(max_length=200, blank=True, default="")
     container_name = models.CharField(max_length=100)
-    container_id = models.CharField(max_length=100, blank=True, default="")
+    container_id = models.CharField(max_length=100, blank=True, default="", db_index=True)
     image_id = models.CharField(max_length=200, blank=True, default="")
     image_digest = models.CharField(max_length=500, blank=True, default="")
     spec_hash = models.CharField(max_length=64, blank=True, default="")
@@ -41,6 +41,7 @@ class ExecutionMetadata(models.Model):
         max_length=32, blank=True, default="", choices=[(r, r) for r in ExitReason]
     )
     exit_message = models.TextField(blank=True, default="")
+    docker_log = models.TextField(blank=True, default="")  # what the engine did and said
 
     max_memory_usage = models.BigIntegerField(null=True, blank=True)  # bytes
     # The kernel's "peak", "sampled", or the "limit" that it died at.
@@ -54,6 +55,7 @@ class ExecutionMetadata(models.Model):
     log_cursor_ns = models.BigIntegerField(null=True, blank=True)
     log_cursor_frames = models.PositiveIntegerField(default=0)
     logs_complete = models.BooleanField(default=False)  # read to the container's end
+    logs_pruned = models.BooleanField(default=False)  # deleted since, by the retention rules
     logs_truncated = models.BooleanField(default=False)  # more was written than LOG_MAX_BYTES
 
     class Meta:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
 from django.db import models
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from container_manager import signals
@@ -74,6 +75,7 @@ class ExecutorHost(models.Model):
     health = models.CharField(max_length=16, choices=Health, default=Health.UNKNOWN, editable=False)
     health_error = models.TextField(blank=True, default="", editable=False)
     health_checked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    health_since = models.DateTimeField(null=True, blank=True, editable=False)  # by the database's clock
     response_seconds = models.FloatField(null=True, blank=True, editable=False)
     engine_id = models.CharField(max_length=200, blank=True, default="", editable=False)
     engine_version = models.CharField(max_length=50, blank=True, default="", editable=False)
@@ -181,6 +183,9 @@ class ExecutorHost(models.Model):
     def _store_health(self, health: Health, error: str, further: list[str]) -> None:
         previous, self.health = self.health, health
         self.health_error, self.health_checked_at = error, timezone.now()
+        # Before the row is written: another process may have seen the change first, and then said since when.
+        changed = ExecutorHost.objects.filter(pk=self.pk).exclude(health=health)
+        changed.update(health=health, health_since=Now())
         self.save(update_fields=["health", "health_error", "health_checked_at", *further])
         if health != previous:
             answers = signals.host_status_changed.send_robust(

@@ -18,6 +18,7 @@ from container_manager.core.inert import inert_line
 from container_manager.core.logtext import clean_output, parse_output, without_escapes
 from container_manager.core.networks import parse_networks
 from container_manager.core.outcome import ExitReason
+from container_manager.core.spec import container_name
 from container_manager.core.states import FINAL, Status
 from container_manager.models import admission
 from container_manager.models.execution import ExecutionMetadata
@@ -39,7 +40,7 @@ def default_timeout_seconds() -> int:
     return get_settings().DEFAULT_TIMEOUT_SECONDS
 
 
-#: What describes the container; fixed once the job has been claimed.
+#: What was asked for: the container, and what is to happen when it fails. Fixed while a worker holds the job.
 SPEC_FIELDS = (
     "docker_image",
     "command",
@@ -56,11 +57,22 @@ SPEC_FIELDS = (
     "read_only_root",
     "docker_host_id",
     "host_pinned",
+    "retry",
+    "deadline_seconds",
+    "deadline_at",
 )
 #: What a caller may change at any time.
 NOTE_FIELDS = ("name", "description", "priority", "created_by_id")
 #: Times that the worker writes. `update_or_create` names them to `save` whatever its caller names.
-TIME_FIELDS = ("created_at", "launched_at", "started_at", "completed_at", "cancel_requested_at")
+TIME_FIELDS = (
+    "created_at",
+    "launched_at",
+    "started_at",
+    "completed_at",
+    "cancel_requested_at",
+    "not_before",
+    "deadline_at",
+)
 
 #: Longest output that `parsed_output` reads as one document; beyond it only the last line counts.
 PARSED_OUTPUT_BYTES = 4 * 1024 * 1024
@@ -119,6 +131,18 @@ class ContainerJob(models.Model):
         max_length=32, blank=True, default="", help_text="Numeric uid:gid, both above 1000."
     )
     read_only_root = models.BooleanField(default=True)
+    retry = models.JSONField(
+        "retry policy",
+        blank=True,
+        default=dict,
+        help_text='Empty: never. For example {"attempts": 3, "backoff_seconds": 30}.',
+    )
+    deadline_seconds = models.PositiveIntegerField(
+        "total deadline (s)",
+        null=True,
+        blank=True,
+        help_text="From the creation to the end, waiting and all attempts together. Empty: none.",
+    )
 
     created_at = models.DateTimeField(auto_now_add=True)
     launched_at = models.DateTimeField(null=True, blank=True, editable=False)
@@ -128,6 +152,9 @@ class ContainerJob(models.Model):
     cancel_requested_by = models.CharField(max_length=200, blank=True, default="", editable=False)
     attempt = models.PositiveIntegerField(default=0, editable=False)
     lease_token = models.BigIntegerField(null=True, blank=True, editable=False)
+    failed_attempts = models.PositiveIntegerField(default=0, editable=False)  # as the retry policy counts
+    not_before = models.DateTimeField(null=True, blank=True, editable=False)  # null: may be claimed
+    deadline_at = models.DateTimeField(null=True, blank=True, editable=False, db_index=True)
 
     exit_code = models.IntegerField(null=True, blank=True, editable=False)
     exit_reason = models.CharField(
@@ -147,8 +174,12 @@ class ContainerJob(models.Model):
         verbose_name = "container job"
         indexes = [
             # Serves the claim: what waits for a host, in the order in which it goes.
-            models.Index(fields=["status", "docker_host", "-priority", "created_at"], name="cm_job_claim"),
+            models.Index(
+                fields=["status", "docker_host", "not_before", "-priority", "created_at"], name="cm_job_claim"
+            ),
             models.Index(fields=["-created_at"], name="cm_job_created"),
+            models.Index(fields=["not_before"], name="cm_job_not_before"),
+            models.Index(fields=["status", "completed_at"], name="cm_job_ended"),
         ]
 
     def __str__(self) -> str:
@@ -265,7 +296,7 @@ class ContainerJob(models.Model):
     @property
     def container_name(self) -> str:
         """The deterministic name of the latest attempt's container."""
-        return f"cj-{self.id.hex}-{self.attempt}"
+        return container_name(str(self.id), self.attempt)
 
     def get_execution_identifier(self) -> str:
         """What an executor knows the latest attempt by: its container's name. Empty before the first."""

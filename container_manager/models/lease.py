@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from django.db import models, transaction
-from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models import ExpressionWrapper, F, Q, functions
-from django.db.models.expressions import CombinedExpression
-from django.db.models.sql.compiler import SQLCompiler
+from django.db.models import F, Q
+from django.db.models.functions import Now
 
 from container_manager.core.errors import LeaseLost
+from container_manager.models.clock import from_now, time_until
 
 
 class HeldLease(NamedTuple):
@@ -21,19 +19,12 @@ class HeldLease(NamedTuple):
     token: int
 
 
-class Now(functions.Now):
-    """The database's clock, in UTC on every database.
+class Holding(NamedTuple):
+    """How a lease stands that somebody else has. `worker` is empty where nobody has it."""
 
-    Django's own gives on MySQL and MariaDB the local time of the server. Who reads a lease would see times
-    that are hours off, and with each change to or from summer time all leases would run out at once, or last
-    an hour longer.
-    """
-
-    def as_mysql(
-        self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
-    ) -> tuple[str, Any]:
-        """Not CURRENT_TIMESTAMP, which follows the session's zone."""
-        return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
+    token: int
+    worker: str
+    seconds_left: float  # by the database's clock; below 0: it has run out
 
 
 class EngineLease(models.Model):
@@ -47,6 +38,8 @@ class EngineLease(models.Model):
     worker = models.CharField(max_length=200, blank=True, default="")
     acquired_at = models.DateTimeField(null=True)
     expires_at = models.DateTimeField(null=True)
+    #: A worker that would serve the engine for good; who holds the lease for one job alone yields to it.
+    wanted_by = models.CharField(max_length=200, blank=True, default="")
 
     def __str__(self) -> str:
         return f"{self.engine_id} held by {self.worker or 'nobody'}"
@@ -57,17 +50,38 @@ class EngineLease(models.Model):
         cls.objects.get_or_create(engine_id=engine_id)
         free = Q(expires_at__isnull=True) | Q(expires_at__lt=Now()) | Q(worker="")
         with transaction.atomic():
-            taken = cls.objects.filter(free, engine_id=engine_id).update(
-                token=F("token") + 1, worker=worker, acquired_at=Now(), expires_at=_in(seconds)
-            )
-            if not taken:
+            if not cls._take(cls.objects.filter(free, engine_id=engine_id), worker, seconds):
                 return None
             return HeldLease(engine_id, cls.objects.values_list("token", flat=True).get(engine_id=engine_id))
 
     @classmethod
+    def seize(cls, engine_id: str, token: int, worker: str, seconds: float) -> HeldLease | None:
+        """Take over from the tenure `token`, whose holder is proven to be gone; None: somebody else did."""
+        if not cls._take(cls.objects.filter(engine_id=engine_id, token=token), worker, seconds):
+            return None
+        return HeldLease(engine_id, token + 1)
+
+    @classmethod
+    def holding(cls, engine_id: str) -> Holding:
+        """Who has the lease, and for how long yet."""
+        row = cls.objects.filter(engine_id=engine_id).annotate(left=time_until("expires_at"))
+        token, worker, remaining = row.values_list("token", "worker", "left").first() or (0, "", None)
+        return Holding(token, worker, remaining.total_seconds() if worker and remaining is not None else 0.0)
+
+    @classmethod
+    def want(cls, engine_id: str, worker: str) -> None:
+        """Ask whoever holds the lease for one job alone to yield."""
+        cls.objects.filter(engine_id=engine_id).exclude(wanted_by=worker).update(wanted_by=worker)
+
+    @classmethod
+    def is_wanted(cls, lease: HeldLease) -> bool:
+        """Whether another worker asks for the engine."""
+        return bool(cls._held(lease).exclude(wanted_by="").exists())
+
+    @classmethod
     def renew(cls, lease: HeldLease, seconds: float) -> None:
         """Prolong a tenure. Raises LeaseLost when another one has begun."""
-        if not cls._held(lease).update(expires_at=_in(seconds)):
+        if not cls._held(lease).update(expires_at=from_now(seconds)):
             raise _lost(lease)
 
     @classmethod
@@ -93,12 +107,15 @@ class EngineLease(models.Model):
         return live.values_list("worker", flat=True).first() or ""
 
     @classmethod
+    def _take(cls, lease: models.QuerySet[EngineLease], worker: str, seconds: float) -> bool:
+        taken = lease.update(
+            token=F("token") + 1, worker=worker, wanted_by="", acquired_at=Now(), expires_at=from_now(seconds)
+        )
+        return taken > 0
+
+    @classmethod
     def _held(cls, lease: HeldLease) -> models.QuerySet[EngineLease]:
         return cls.objects.filter(engine_id=lease.engine_id, token=lease.token).exclude(worker="")
-
-
-def _in(seconds: float) -> ExpressionWrapper[CombinedExpression]:
-    return ExpressionWrapper(Now() + timedelta(seconds=seconds), output_field=models.DateTimeField())
 
 
 def _lost(lease: HeldLease) -> LeaseLost:

@@ -94,9 +94,10 @@ class ContainerJobManager(models.Manager.from_queryset(ContainerJobQuerySet)):  
         `command` is a list (exec form) or a string; a string that needs a shell gets one, and
         `command_form` overrides that choice. `fields` are the job's other columns: `name`, `memory_limit`
         (MB), `cpu_limit` (cores), `timeout_seconds`, `working_directory`, `network_configuration`,
-        `priority`, `user`, `read_only_root`, `description`, `created_by`. Nothing is visible to a worker
-        before the caller's transaction commits. Raises InvalidJob, which names the field; nothing is
-        stored then.
+        `priority`, `user`, `read_only_root`, `description`, `created_by`, `deadline_seconds` (from creation
+        to end, all attempts together), `retry` (a number of attempts, or a policy: see `core.retry`).
+        Nothing is visible to a worker before the caller's transaction commits. Raises InvalidJob, which
+        names the field; nothing is stored then.
         """
         job = self._build(
             image, command, environment_template, environment_vars, docker_host, command_form, fields

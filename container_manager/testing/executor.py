@@ -221,6 +221,16 @@ class FakeExecutor(Executor):
             self.engine.discard(container)
             return True
 
+    def withdraw(self, container_id: str) -> bool:
+        """Take out what never ran."""
+        with self.engine.call("withdraw", container_id):
+            container = self.engine.find(container_id)
+            if container is not None and container.started_ns is not None:
+                return False
+            if container is not None:
+                self.engine.discard(container)
+            return True
+
     def close(self) -> None:
         """End the streams of this executor; the engine and its containers stay."""
         self._closed.set()

@@ -22,6 +22,7 @@ from container_manager.core.errors import (
     ExecutorError,
     HostFault,
     HostMismatch,
+    HostTimeout,
     ImageNotFound,
     JobFault,
 )
@@ -40,6 +41,7 @@ from container_manager.worker.messages import (
     HostDown,
     HostUp,
     Inbox,
+    Key,
     Launched,
     LaunchFailed,
     Removed,
@@ -60,6 +62,12 @@ FOLLOWER_PATIENCE_SECONDS = 10.0
 #: How often an engine may fail to read a log (a damaged file) before the job ends without the rest of it.
 READ_ATTEMPTS = 3
 RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
+#: A host that owes the answer to a comparison for this long is called unreachable, and gets no new jobs.
+SLOW_SECONDS = 5.0
+#: How long a launch waits for the connection to stand again, before its job is given back.
+CONNECT_PATIENCE_SECONDS = 2.0
+#: A container whose start lies this far behind ours was started again by somebody else.
+RESTART_SECONDS = 2.0
 HARVEST_THREADS = 6
 _ALIVE = (ContainerState.RUNNING, ContainerState.PAUSED)
 
@@ -100,9 +108,16 @@ class HostAgent:
         self._runs: dict[str, Run] = {}  # by container name
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._resync_pending = threading.Event()
+        # An unbroken event stream, to an engine whose id was asked for since it stands, is what tells that
+        # the other side is still the engine that we think of. Nothing it says counts while this is not so.
+        self._verified = threading.Event()
+        self._verified.set()  # its facts were asked for just now
+        self._resync_since: float | None = None  # monotonic; when the comparison under way was asked for
+        self._slow = False
         self._launchers = ThreadPoolExecutor(launch_threads, thread_name_prefix=f"{name}-launch")
         self._workers = ThreadPoolExecutor(HARVEST_THREADS, thread_name_prefix=f"{name}-work")
+        # On a thread of its own: how long it takes is what tells a slow engine from a busy worker.
+        self._comparer = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-work-compare")
         self._timer = Timer(f"{name}-timer")
         self._sampler = Sampler(f"{name}-usage", executor, usage_interval, self._running)
         self._watcher = threading.Thread(target=self._watch, name=f"{name}-watch", daemon=True)
@@ -118,13 +133,17 @@ class HostAgent:
     def launch(self, run: Run) -> None:
         """Pull, create and start; reports `Launched` or `LaunchFailed`."""
         self._keep(run)
+        if run.deadline_at is not None:
+            self._timer.at(run.deadline_at, lambda: self._stop(run, Intent.DEADLINE))
         self._launchers.submit(self._guarded(self._launch_or_say_why), run)
 
     def adopt(self, run: Run) -> None:
         """Take over a run that another worker began: look what has become of it."""
         run.phase, run.interrupted = Phase.UNCERTAIN, True
         self._keep(run)
-        self._workers.submit(self._guarded(self._resolve), run)
+        if run.deadline_at is not None:
+            self._timer.at(run.deadline_at, lambda: self._stop(run, Intent.DEADLINE))
+        self._submit(self._resolve, run)
 
     def cancel(self, run: Run) -> None:
         """Stop a run because somebody asked for it."""
@@ -140,9 +159,9 @@ class HostAgent:
         """Remove the container of a run whose result is stored; reports `Removed`."""
         self._submit(self._remove, run)
 
-    def remove_stray(self, container_id: str) -> None:
-        """Remove a container that the database has no use for."""
-        self._submit(self._remove_stray, container_id)
+    def remove_stray(self, container_id: str, key: Key) -> None:
+        """Remove a container that the database has no use for; reports `Removed`."""
+        self._submit(self._remove_stray, container_id, key)
 
     def close(self, *, patience: float) -> None:
         """Let go of the host: containers run on. Waits up to `patience` seconds for calls in flight."""
@@ -150,7 +169,7 @@ class HostAgent:
         deadline = time.monotonic() + patience
         self._timer.close()
         self._sampler.close()
-        for pool in (self._launchers, self._workers):
+        for pool in (self._launchers, self._workers, self._comparer):
             pool.shutdown(wait=False, cancel_futures=pool is self._launchers)
         for thread in self._pool_threads():
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -182,6 +201,8 @@ class HostAgent:
     def _launch(self, run: Run) -> None:
         image: ImageFacts | None = None
         try:
+            if not self._verified.wait(CONNECT_PATIENCE_SECONDS):
+                raise HostFault("the connection to the engine broke and does not stand yet")
             if self._given_up(run):
                 return
             image = self._executor.pull(run.spec.image, progress=lambda line: run.note(f"pull: {line}"))
@@ -194,7 +215,7 @@ class HostAgent:
         except ExecutorError as error:
             self._fail(run, error)
             return
-        if self._given_up(run):
+        if self._given_up(run, created=True):
             return
         try:
             self._executor.start(run.container_id)
@@ -218,14 +239,23 @@ class HostAgent:
             self._executor.pull(run.spec.image, progress=lambda line: run.note(f"pull: {line}"))
             return self._executor.create(run.spec)
 
-    def _given_up(self, run: Run) -> bool:
+    def _given_up(self, run: Run, *, created: bool = False) -> bool:
         if not self._fence.is_valid():
+            # What we created is the next holder's to deal with.
             self._fail(run, HostFault("the worker's lease on the host ran out before the start"))
             return True
         if run.intent is not Intent.NONE:
+            if created:
+                self._take_back(run)
             self._fail(run, JobFault("stopped before it was started"))
             return True
         return False
+
+    def _take_back(self, run: Run) -> None:
+        try:
+            self._executor.withdraw(run.container_id)
+        except HostFault as error:
+            run.note(f"withdraw: {error}; it is found again as a stray")
 
     def _fail(self, run: Run, error: ExecutorError, *, exit_code: int | None = None) -> None:
         run.note(f"launch failed: {error}" + (f" [{error.detail}]" if error.detail else ""))
@@ -245,6 +275,7 @@ class HostAgent:
             if run.phase in (Phase.HARVESTING, Phase.DONE):
                 return
             run.phase, run.ever_running, run.running_since = Phase.RUNNING, True, now
+            run.started_at = run.started_at or started_at
         if not run.announced:
             run.announced = True
             run.note("start: running", started_at)
@@ -341,7 +372,9 @@ class HostAgent:
             if time.monotonic() - max(run.ended_since, run.logs.read_at) < FOLLOWER_PATIENCE_SECONDS:
                 return  # the follower reads to the end and comes here itself
             run.note("logs: the engine did not end the log stream; read again from the cursor")
-        observation = self._executor.inspect(run.name)
+        observation = self._look(run)
+        if observation is None:
+            return  # the comparison after the next connect comes back to it
         if observation.state in (*_ALIVE, ContainerState.UNKNOWN):
             run.ended_since = 0.0
             return
@@ -383,6 +416,7 @@ class HostAgent:
                 observation=observation,
                 intent=run.intent,
                 engine_interrupted=run.interrupted,
+                restarted=run.restarted,
                 usage=run.usage(observation.started_at),
                 chunk=chunk,
                 logs=logs,
@@ -393,16 +427,20 @@ class HostAgent:
         """Find out what a run of unknown fate has come to, and go on from there."""
         if run.phase is not Phase.UNCERTAIN:
             return
-        try:
-            seen = self._executor.inspect(run.name)
-        except HostFault as error:
-            logger.info("cannot look at %s yet: %s", run.spec.name, error)
-            return  # the resync after the next connect asks again
+        seen = self._look(run)
+        if seen is None:
+            return  # the comparison after the next connect asks again
         run.container_id = seen.container_id or run.container_id
         if seen.state is ContainerState.CREATED and not seen.ever_started and not seen.error:
-            # Never started: it must not start behind our back, so it goes before the job is given back.
-            self._executor.remove(run.name)
-            self._fail(run, HostFault("the container was created and never started; the job is given back"))
+            # A start of somebody else's may be on its way yet: the engine decides which of us comes first.
+            if self._executor.withdraw(run.name):
+                self._fail(
+                    run, HostFault("the container was created and never started; the job is given back")
+                )
+            else:
+                run.note("adopt: it was started while we looked")
+                run.ever_running = True
+                self._submit(self._resolve, run)
         elif seen.state is ContainerState.NOT_FOUND and not run.ever_running:
             self._fail(run, HostFault("the container was never created; the job is given back"))
         elif seen.state is ContainerState.UNKNOWN:
@@ -418,18 +456,17 @@ class HostAgent:
 
     def _watch(self) -> None:
         failures = 0
-        first = True
         while not self._stopping.is_set():
             try:
-                if not first:
-                    self._reconnect()
-                first = False
                 for event in self._executor.watch(self._installation, self._stopping):
+                    if event.action is EventAction.CONNECTED:
+                        self._verify()
                     failures = 0
                     self._heed(event)
                 error: ExecutorError = HostFault("the engine closed the event stream")
             except HostFault as fault:
                 error = fault
+            self._verified.clear()
             if self._stopping.is_set():
                 return
             for run in self._all():
@@ -438,14 +475,38 @@ class HostAgent:
             self._stopping.wait(RECONNECT_SECONDS[min(failures, len(RECONNECT_SECONDS) - 1)])
             failures += 1
 
-    def _reconnect(self) -> None:
+    def _verify(self) -> None:
+        """See that it is our engine at the other end of the stream that stands now. Raises HostFault."""
         facts = self._executor.health()
         if facts.engine_id != self._engine_id:
             raise HostMismatch(
-                f"the address answers as engine {facts.engine_id}, this host is bound to {self._engine_id}"
+                f"engine {facts.engine_id} answers at this host's address, which is bound to the engine "
+                f"{self._engine_id}"
             )
         self._clock_offset = _clock_offset(facts)
+        self._verified.set()
         self._inbox.put(HostUp(host_id=self.host_id, facts=facts))
+
+    def _look(self, run: Run) -> Observation | None:
+        """What the engine says of a container; None where it cannot be asked, or may be another engine."""
+        if not self._verified.is_set():
+            return None
+        try:
+            seen = self._executor.inspect(run.name)
+        except HostFault as error:
+            logger.info("cannot look at %s yet: %s", run.spec.name, error)
+            return None
+        if not self._verified.is_set():
+            return None
+        self._mind_restart(run, seen)
+        return seen
+
+    def _mind_restart(self, run: Run, seen: Observation) -> None:
+        if run.restarted or run.started_at is None or seen.started_at is None:
+            return
+        if (seen.started_at - run.started_at).total_seconds() > RESTART_SECONDS:
+            run.restarted = True
+            run.note("the container was started again from outside", seen.started_at)
 
     def _heed(self, event: EngineEvent) -> None:
         if event.action is EventAction.CONNECTED:
@@ -460,22 +521,43 @@ class HostAgent:
             run.note(f"event: {event.action}")
 
     def _tick(self) -> None:
-        if not self._stopping.is_set():
-            self._submit_resync()
-            self._timer.after(self._resync_interval, self._tick)
+        if self._stopping.is_set():
+            return
+        self._mind_slowness()
+        self._submit_resync()
+        self._timer.after(self._resync_interval, self._tick)
+
+    def _mind_slowness(self) -> None:
+        since = self._resync_since
+        owed = 0.0 if since is None else time.monotonic() - since
+        if owed > SLOW_SECONDS and not self._slow:
+            self._slow = True
+            error = HostTimeout(f"the engine has not answered for {owed:.0f} s")
+            self._inbox.put(HostDown(host_id=self.host_id, error=error))
 
     def _submit_resync(self) -> None:
-        if not self._resync_pending.is_set():
-            self._resync_pending.set()
-            self._submit(self._resync)
+        if self._resync_since is None:
+            self._resync_since = time.monotonic()
+            try:
+                self._comparer.submit(self._guarded(self._resync))
+            except RuntimeError:
+                if not self._stopping.is_set():
+                    raise
 
     def _resync(self) -> None:
         """Compare what we think with what the engine lists: events get lost."""
-        self._resync_pending.clear()
-        expected = [run for run in self._all() if run.phase is Phase.RUNNING]
-        listed = {
-            container.container_id: container for container in self._executor.list_owned(self._installation)
-        }
+        try:
+            if not self._verified.is_set():
+                return
+            expected = [run for run in self._all() if run.phase is Phase.RUNNING]
+            listed = {found.container_id: found for found in self._executor.list_owned(self._installation)}
+            if not self._verified.is_set():
+                return  # it may have been another engine's list
+            if self._slow:
+                self._inbox.put(HostUp(host_id=self.host_id, facts=self._executor.health()))
+                self._slow = False
+        finally:
+            self._resync_since = None
         for run in expected:
             container = listed.get(run.container_id)
             if container is None or container.state not in _ALIVE:
@@ -487,8 +569,11 @@ class HostAgent:
         for run in self._all():
             if run.phase is Phase.UNCERTAIN:
                 self._submit(self._resolve, run)
-        known = {run.spec.name for run in self._all()}
-        strays = tuple(container for container in listed.values() if container.name not in known)
+        runs = self._all()
+        names, ids = {run.spec.name for run in runs}, {run.container_id for run in runs}
+        strays = tuple(
+            found for found in listed.values() if found.name not in names and found.container_id not in ids
+        )
         if strays:
             self._inbox.put(Strays(host_id=self.host_id, containers=strays))
 
@@ -502,8 +587,10 @@ class HostAgent:
         finally:
             self._inbox.put(Removed(key=run.key, gone=gone))
 
-    def _remove_stray(self, container_id: str) -> None:
-        self._executor.remove(container_id)
+    def _remove_stray(self, container_id: str, key: Key) -> None:
+        if self._verified.is_set() and self._fence.is_valid():
+            self._executor.remove(container_id)
+            self._inbox.put(Removed(key=key, gone=True))
 
     def _submit(self, call: Callable[..., None], *args: object) -> None:
         try:

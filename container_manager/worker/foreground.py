@@ -260,6 +260,10 @@ class Foreground:
         self._embedded = None
         if self._read().status in FINAL:
             return
+        if embedded.yielded:  # to a worker that serves the host for good, and has the job now or soon
+            self._holder_seen_at = time.monotonic()
+            self._note = "a worker has started; it takes the job over"
+            return
         if embedded.error is not None:
             raise NotRun(
                 f"the worker in this process failed: {embedded.error}. "
@@ -325,6 +329,11 @@ class _EmbeddedWorker:
     def start(self) -> None:
         """Begin to work."""
         self._thread.start()
+
+    @property
+    def yielded(self) -> bool:
+        """Whether it has made room for a worker that serves the host for good."""
+        return self._worker.yielded
 
     def is_alive(self) -> bool:
         """Whether it still works."""

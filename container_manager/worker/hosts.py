@@ -5,36 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass
 
 from container_manager.conf import Settings
+from container_manager.core.breaker import Breaker
 from container_manager.core.errors import ConfigurationError, ExecutorError, HostFault
 from container_manager.core.observation import HostFacts
 from container_manager.executors.base import Executor
 from container_manager.executors.registry import open_executor
-from container_manager.models import EngineLease, ExecutorHost
-from container_manager.models.lease import HeldLease
+from container_manager.models import ExecutorHost
 from container_manager.worker.agent import HostAgent
+from container_manager.worker.leases import Tenure
 from container_manager.worker.messages import HostDown, HostUp, Inbox
 
 logger = logging.getLogger("container_manager.worker")
 
-#: Part of a lease's time after which its holder no longer trusts it: clocks and commits need a margin.
-LEASE_TRUST = 0.8
 PROBE_AGAIN_SECONDS = 2.0
-MAX_PAUSE_SECONDS = 30.0
-
-
-@dataclass(slots=True)
-class Tenure:
-    """A lease that this worker holds, with how long it may be trusted by our own monotonic clock."""
-
-    lease: HeldLease
-    trusted_until: float
-
-    def is_valid(self) -> bool:
-        """False from a safe moment before the lease runs out."""
-        return time.monotonic() < self.trusted_until
 
 
 class HostSeat:
@@ -47,12 +32,16 @@ class HostSeat:
         self.facts: HostFacts | None = None
         self.reachable = False
         self.probe_at = 0.0
-        self.paused_until = 0.0
+        self.breaker = Breaker()
         self.problem = ""
-        self._pauses = 0
         self._inbox = inbox
         self._executor: Executor | None = None
         self._probe: threading.Thread | None = None
+
+    @property
+    def is_vacant(self) -> bool:
+        """Whether the host answers and nobody of us serves it."""
+        return self.reachable and self.agent is None
 
     @property
     def serving(self) -> bool:
@@ -63,7 +52,6 @@ class HostSeat:
             and self.host.is_active
             and self.tenure is not None
             and self.tenure.is_valid()
-            and time.monotonic() >= self.paused_until
         )
 
     def probe_if_due(self) -> None:
@@ -118,15 +106,6 @@ class HostSeat:
         logger.info("serving host %s (engine %s)", self.host.name, self.facts.engine_id)
         return self.agent
 
-    def pause(self) -> None:
-        """A launch failed by the host's fault: wait longer each time before the next claim."""
-        self._pauses += 1
-        self.paused_until = time.monotonic() + min(MAX_PAUSE_SECONDS, 0.5 * 2**self._pauses)
-
-    def resume(self) -> None:
-        """A launch succeeded: the host is fine."""
-        self._pauses, self.paused_until = 0, 0.0
-
     def leave(self, *, patience: float) -> None:
         """Let go of the host; its containers run on."""
         if self.agent is not None:
@@ -143,17 +122,3 @@ class HostSeat:
             self._inbox.put(HostDown(host_id=self.host.pk, error=error))
         else:
             self._inbox.put(HostUp(host_id=self.host.pk, facts=facts))
-
-
-def acquire(engine_id: str, worker: str, seconds: float) -> Tenure | None:
-    """A tenure on an engine, or None while another worker holds it."""
-    began = time.monotonic()
-    lease = EngineLease.acquire(engine_id, worker, seconds)
-    return None if lease is None else Tenure(lease, began + seconds * LEASE_TRUST)
-
-
-def renew(tenure: Tenure, seconds: float) -> None:
-    """Prolong a tenure. Raises LeaseLost."""
-    began = time.monotonic()
-    EngineLease.renew(tenure.lease, seconds)
-    tenure.trusted_until = began + seconds * LEASE_TRUST

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from container_manager.core.logframes import encode
 from container_manager.core.logtext import BoundedLog
 from container_manager.core.observation import STDOUT, LogCursor, LogFrame
-from container_manager.lifecycle import Chunk, LogState
+from container_manager.records import Chunk, LogState
 
 CHUNK_BYTES = 256 * 1024
 #: How old the first frame of a batch may get before it is sent: live views wait no longer than this.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from container_manager.core.errors import ExecutorError
 from container_manager.core.observation import HostFacts, ImageFacts, Observation, OwnedContainer
 from container_manager.core.outcome import Intent
-from container_manager.lifecycle import Chunk, LogState, Usage
+from container_manager.records import Chunk, LogState, Usage
 
 
 class Key(NamedTuple):
@@ -79,6 +79,7 @@ class Exited:
     observation: Observation
     intent: Intent
     engine_interrupted: bool
+    restarted: bool  # the container was started again from outside
     usage: Usage
     chunk: Chunk | None
     logs: LogState
@@ -86,7 +87,7 @@ class Exited:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removed:
-    """The container of an ended attempt was removed; `gone` is False where the host did not answer.
+    """The container of an attempt was removed; `gone` is False where the host did not answer.
 
     What is left behind then is found again as a stray.
     """

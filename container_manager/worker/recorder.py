@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import random
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 from django.utils import timezone
 
 from container_manager import lifecycle
 from container_manager.conf import Settings
 from container_manager.core.errors import HostFault, JobFault
-from container_manager.core.observation import ContainerState, OwnedContainer
-from container_manager.core.outcome import ExitReason, Intent, Outcome, decide, rejected
-from container_manager.core.reconcile import JobRecord, Verdict, judge
-from container_manager.core.spec import LABEL_ATTEMPT, LABEL_JOB
+from container_manager.core.observation import ContainerState
+from container_manager.core.outcome import (
+    ExitReason,
+    Intent,
+    Outcome,
+    deadline_exceeded,
+    decide,
+    lost,
+    rejected,
+)
+from container_manager.core.retry import Again, decide_retry
+from container_manager.core.spec import container_name
 from container_manager.core.states import Status
 from container_manager.models import ContainerJob, ExecutionMetadata
+from container_manager.models.admission import retry_of
 from container_manager.models.lease import HeldLease
+from container_manager.records import Usage
 from container_manager.worker.hosts import HostSeat
-from container_manager.worker.messages import Exited, Launched, LaunchFailed, LogBatch
+from container_manager.worker.messages import Exited, Key, Launched, LaunchFailed, LogBatch
 from container_manager.worker.run import Run
 
 logger = logging.getLogger("container_manager.jobs")
 
-#: Containers younger than this are never taken for strays: the database may know them a moment later.
-STRAY_GRACE_SECONDS = 60.0
-
+_RESTARTED = "The container was started again from outside while the job ran; the record covers both runs."
 _BY_ANOTHER_HAND = {ExitReason.KILLED_EXTERNALLY, ExitReason.REMOVED_EXTERNALLY}
 
 
@@ -70,7 +78,7 @@ class Recorder:
 
     def launch_failed(self, held: Held, fact: LaunchFailed) -> None:
         """The program never ran: back to the queue when the host is at fault, else the end of the job."""
-        if fact.intent is not Intent.CANCEL and isinstance(fact.error, HostFault):
+        if fact.intent is Intent.NONE and isinstance(fact.error, HostFault):
             lifecycle.release(
                 _lease(held),
                 held.job,
@@ -90,6 +98,8 @@ class Recorder:
                 exit_code=None,
                 message="The job was cancelled before it was started.",
             )
+        elif fact.intent is Intent.DEADLINE:
+            outcome = deadline_exceeded()
         elif fact.exit_code is not None:
             outcome = Outcome(
                 status=outcome.status,
@@ -111,6 +121,8 @@ class Recorder:
         if outcome.reason in _BY_ANOTHER_HAND and _cancel_was_requested(held.job):
             # The owner asked for the end and removed the container before we could stop it.
             outcome = decide(fact.observation, intent=Intent.CANCEL)
+        if fact.restarted:
+            outcome = replace(outcome, message=f"{outcome.message} {_RESTARTED}".strip())
         if held.execution.image_id == "":
             held.execution.image_id = fact.observation.image_id
         self._finish(held, outcome, fact)
@@ -120,68 +132,65 @@ class Recorder:
         chunks = [] if batch.chunk is None else [batch.chunk]
         lifecycle.store_logs(_lease(held), held.job, held.execution, chunks, batch.state)
 
-    def removed(self, executions: Sequence[ExecutionMetadata]) -> None:
-        """Containers of ended attempts are gone."""
-        ExecutionMetadata.objects.filter(pk__in=[execution.pk for execution in executions]).update(
-            removed_at=timezone.now()
+    def lost(self, held: Held, lease: HeldLease, message: str) -> None:
+        """The host is given up with all that ran there; `message` is the evidence."""
+        held.run.note(f"given up: {message}")
+        self._finish(held, lost(message), None, lease=lease)
+
+    def removed(self, keys: Collection[Key]) -> None:
+        """Containers of these attempts are gone."""
+        names = [container_name(key.job_id, key.attempt) for key in keys]
+        rows = ExecutionMetadata.objects.filter(
+            job__in=[key.job_id for key in keys], container_name__in=names
         )
+        rows.update(removed_at=timezone.now())
 
-    def useless(self, containers: Sequence[OwnedContainer], engine_now: datetime) -> list[str]:
-        """Which of these containers of ours may be removed, by id. Their age is by the engine's clock."""
-        now = timezone.now()
-        labelled = {c.container_id: _labels(c) for c in containers}
-        ids = [job_id for job_id, _ in labelled.values() if job_id]
-        records = {
-            str(pk): JobRecord(
-                status=Status(status),
-                attempt=attempt,
-                finished_seconds_ago=None if ended is None else (now - ended).total_seconds(),
-            )
-            for pk, status, attempt, ended in ContainerJob.objects.filter(pk__in=ids).values_list(
-                "pk", "status", "attempt", "completed_at"
-            )
-        }
-        useless = []
-        for container in containers:
-            job_id, attempt = labelled[container.container_id]
-            age = (
-                None if container.created_at is None else (engine_now - container.created_at).total_seconds()
-            )
-            verdict = judge(
-                attempt=attempt,
-                age_seconds=age,
-                record=records.get(job_id),
-                retention_seconds=0.0
-                if self._settings.IMMEDIATE_CLEANUP
-                else self._settings.CONTAINER_RETENTION_SECONDS,
-                grace_seconds=STRAY_GRACE_SECONDS,
-            )
-            if verdict is Verdict.REMOVE:
-                useless.append(container.container_id)
-        return useless
-
-    def _finish(self, held: Held, outcome: Outcome, fact: Exited | None) -> None:
-        seen = fact.observation if fact is not None else None
-        started = seen.started_at if seen is not None else None
-        if seen is not None and seen.state is ContainerState.NOT_FOUND:
-            started = held.job.started_at  # what we saw ourselves is all there is
+    def _finish(
+        self, held: Held, outcome: Outcome, fact: Exited | None, *, lease: HeldLease | None = None
+    ) -> None:
+        if fact is not None:
+            seen, chunk, logs = fact.observation, fact.chunk, fact.logs
+            gone = seen.state is ContainerState.NOT_FOUND
+            # Of one that is gone, what we saw ourselves is all there is.
+            started, finished = held.job.started_at if gone else seen.started_at, seen.finished_at
+        else:
+            started, finished = held.execution.started_at, None
+            chunk, logs = held.run.logs.rest()
+        again = self._again(held.job, outcome)
         done = lifecycle.finish(
-            _lease(held),
+            lease or _lease(held),
             held.job,
             held.execution,
             outcome,
             started_at=started,
-            finished_at=seen.finished_at if seen is not None else None,
+            finished_at=finished,
             worker=self._worker,
             usage=_usage(held, outcome, fact),
-            logs=fact.logs if fact is not None else held.run.logs.rest()[1],
-            chunks=[fact.chunk] if fact is not None and fact.chunk is not None else [],
+            logs=logs,
+            chunks=[] if chunk is None else [chunk],
             docker_log=held.run.engine_log_text(),
+            again=again,
         )
         if done:
             self._log(held, f"{outcome.status} ({outcome.reason}), exit code {outcome.exit_code}")
+            if held.job.status == Status.PENDING and again is not None:
+                self._log(held, f"is tried again in {again.wait_seconds:.3g} s")
         else:
             self._log(held, "had been ended by its owner; its record was stored")
+
+    def _again(self, job: ContainerJob, outcome: Outcome) -> Again | None:
+        """Whether another attempt follows, by the job's own policy; most have none."""
+        if not job.retry:
+            return None
+        return decide_retry(
+            retry_of(job),
+            outcome,
+            failures=job.failed_attempts,
+            attempts=job.attempt,
+            ceiling=self._settings.MAX_JOB_ATTEMPTS,
+            deadline_left=lifecycle.deadline_left(job),
+            luck=random.random(),  # noqa: S311 - spreads waits, guards nothing
+        )
 
     def _log(self, held: Held, text: str, level: int = logging.INFO) -> None:
         logger.log(
@@ -203,10 +212,10 @@ def _lease(held: Held) -> HeldLease:
     return held.seat.tenure.lease
 
 
-def _usage(held: Held, outcome: Outcome, fact: Exited | None) -> lifecycle.Usage:
+def _usage(held: Held, outcome: Outcome, fact: Exited | None) -> Usage:
     """What samples tell; that a job died at its memory limit tells its peak even where none was taken."""
     if fact is None:
-        return lifecycle.Usage()
+        return Usage()
     if outcome.reason is not ExitReason.OUT_OF_MEMORY:
         return fact.usage
     limit = held.run.spec.memory_bytes
@@ -217,8 +226,3 @@ def _usage(held: Held, outcome: Outcome, fact: Exited | None) -> lifecycle.Usage
 def _cancel_was_requested(job: ContainerJob) -> bool:
     wanted = ContainerJob.objects.filter(pk=job.pk, cancel_requested_at__isnull=False)
     return bool(wanted.exists())
-
-
-def _labels(container: OwnedContainer) -> tuple[str, int]:
-    attempt = container.labels.get(LABEL_ATTEMPT, "")
-    return container.labels.get(LABEL_JOB, ""), int(attempt) if attempt.isdigit() else 0

@@ -10,7 +10,7 @@ from enum import Enum, auto
 from container_manager.core.observation import UsageSample
 from container_manager.core.outcome import Intent
 from container_manager.core.spec import ContainerSpec
-from container_manager.lifecycle import Usage
+from container_manager.records import Usage
 from container_manager.worker.logs import LogBuffer
 from container_manager.worker.messages import Key
 
@@ -33,6 +33,7 @@ class Run:
     spec: ContainerSpec
     timeout_seconds: int
     grace_seconds: float
+    deadline_at: float | None = None  # monotonic; the job's total deadline
     logs: LogBuffer
     phase: Phase = Phase.LAUNCHING
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -41,6 +42,8 @@ class Run:
     announced: bool = False  # the supervisor knows that it runs
     interrupted: bool = False  # the engine was out of sight while it ran, or another worker watched it
     ever_running: bool = False
+    started_at: datetime | None = None  # by the engine's clock, as good as known
+    restarted: bool = False  # somebody else started the container again
     ended_since: float = 0.0  # monotonic; when we were first told that it ended; 0: never
     follower: threading.Thread | None = None
     unreadable: int = 0  # how often the engine failed to read its log at the end

@@ -14,21 +14,30 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection
-from typing import TypeVar
 
 from django.core.exceptions import ObjectDoesNotExist
-from django.db import DatabaseError, InterfaceError, OperationalError, connections, router
+from django.db import DatabaseError, InterfaceError, OperationalError, router
 from django.db.models import Q
 
 from container_manager import lifecycle
 from container_manager.conf import Settings, get_settings
 from container_manager.core.errors import ExecutorError, HostFault, HostMismatch, InvalidJob, LeaseLost
 from container_manager.core.policy import enforce
+from container_manager.core.reconcile import Verdict
 from container_manager.core.states import ACTIVE, FINAL, Status
-from container_manager.models import ContainerJob, EngineLease, ExecutionMetadata, ExecutorHost, Installation
+from container_manager.models import (
+    ContainerJob,
+    EngineLease,
+    ExecutorHost,
+    Installation,
+    RegisteredWorker,
+)
 from container_manager.models.admission import move_what_does_not_fit, request_of, spec_of
 from container_manager.worker import wakeup
-from container_manager.worker.hosts import HostSeat, Tenure, acquire, renew
+from container_manager.worker.claims import Claimed, Claims, unclaimable
+from container_manager.worker.database import DatabaseAway, PatientDatabase
+from container_manager.worker.hosts import HostSeat
+from container_manager.worker.leases import LeaseKeeper, Tenure
 from container_manager.worker.logs import LogBuffer
 from container_manager.worker.messages import (
     Exited,
@@ -46,21 +55,21 @@ from container_manager.worker.messages import (
 )
 from container_manager.worker.recorder import Held, Recorder
 from container_manager.worker.run import Run
+from container_manager.worker.strays import NotThisDatabase, judge_strays
+from container_manager.worker.upkeep import Upkeep, hosts_given_up
 
 logger = logging.getLogger("container_manager.worker")
 
-HOSTS_SECONDS = 5.0  # how often the host rows are read
-HEALTH_SECONDS = 30.0  # how often a fine host's record is refreshed
-DATABASE_RETRY_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
+HOSTS_SECONDS = 5.0  # how often the host rows are read, and orphaned jobs looked for
 _ACTIVE = [status.value for status in ACTIVE]
-_T = TypeVar("_T")
 
 
 class Worker:
     """Runs jobs until it is told to stop or, with `once`, until nothing is left to do.
 
     `hosts`: names to serve, all active ones by default. `only`: ids of the only jobs to run, for a
-    foreground run.
+    foreground run; such a worker yields to one that would serve the engine for good. `drain`: a stop takes no
+    new jobs and waits for the end of those that run.
     """
 
     def __init__(
@@ -71,14 +80,19 @@ class Worker:
         poll_interval: float | None = None,
         once: bool = False,
         only: Collection[uuid.UUID] | None = None,
+        drain: bool = False,
     ) -> None:
         self.name = f"worker:{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
+        #: Another worker asked for the engine of a foreground run, and has it or will.
+        self.yielded = False
         self._settings: Settings = get_settings()
         self._host_names = list(hosts)
         self._concurrency = concurrency or self._settings.MAX_CONCURRENT_JOBS
         self._poll_interval = poll_interval or self._settings.POLL_INTERVAL
         self._once = once
         self._only = only
+        self._drain = drain
+        self._draining = False
         self._alias = router.db_for_write(ContainerJob)
         self._inbox = Inbox()
         self._recorder = Recorder(self.name, self._settings)
@@ -86,36 +100,62 @@ class Worker:
         self._seats: dict[int, HostSeat] = {}
         self._tenures: dict[str, Tenure] = {}
         self._held: dict[Key, Held] = {}
-        self._removed: list[ExecutionMetadata] = []
+        self._removed: list[Key] = []
         self._ended: dict[Key, Held] = {}  # recorded, container not yet removed
         self._stop = threading.Event()
         self._due: dict[str, float] = {}
         self._claim_due = True
         self._wakeup: wakeup.Wakeup | None = None
+        self._database = PatientDatabase(self._alias, self._stop, self._refresh_held)
+        self._claims = Claims(
+            self.name, self._seats.values(), self._held.values(), concurrency=self._concurrency, only=only
+        )
+        self._upkeep = Upkeep(self._settings)
+        self._leases = LeaseKeeper(
+            self.name,
+            self._settings.LEASE_SECONDS,
+            lambda: self._inbox.put(Wake()),
+            temporary=only is not None,
+        )
 
     # --------------------------------------------------------------------------------- from outside
 
     def stop(self) -> None:
-        """Ask the worker to stop; callable from a signal handler and from any thread."""
-        self._stop.set()
+        """Ask the worker to stop; callable from a signal handler and from any thread.
+
+        Where it is to drain, the first call lets it take no more jobs, and a second one stops it.
+        """
+        if self._drain and not self._draining:
+            self._draining = True
+        else:
+            self._stop.set()
         self._inbox.put(Wake())
 
     def run(self) -> list[str]:
         """Work. Returns what could not be done and why: empty unless `once` had to leave jobs behind."""
-        self._installation = self._with_database(Installation.current)
-        self._wakeup = wakeup.for_database(self._alias, lambda: self._inbox.put(Wake()))
         left_behind: list[str] = []
         try:
+            self._database.attempt(self._enter)
+            self._wakeup = wakeup.for_database(self._alias, lambda: self._inbox.put(Wake()))
             while not self._stop.is_set():
                 self._turn()
+                if self._draining and not self._held and not self._ended:
+                    break
                 if self._once and self._is_every_due_done():
-                    blocked = self._with_database(self._what_is_left)
+                    blocked = self._database.attempt(self._what_is_left)
                     if blocked is not None:
                         left_behind = blocked
                         break
+        except DatabaseAway as error:
+            logger.warning("the database is away at the stop: %s", error)
         finally:
             self._shut_down()
         return left_behind
+
+    def _enter(self) -> None:
+        self._installation = Installation.current()
+        RegisteredWorker.objects.filter(pk=self.name).delete()  # this is a repetition, its answer was lost
+        RegisteredWorker.register(self.name, slots=self._concurrency)
 
     # ------------------------------------------------------------------------------------- one turn
 
@@ -127,50 +167,59 @@ class Worker:
             self._dispatch(message)
             message = self._inbox.get(0)
         try:
-            self._with_database(self._tick)
+            self._database.attempt(self._tick)
         except LeaseLost as error:  # between two statements; what was claimed is adopted by the next holder
             logger.warning("%s", error)
-            self._drop_lost_leases()
+            self._database.attempt(self._drop_lost_leases)
 
     def _patience(self) -> float:
-        if self._claim_due and self._free_seats():
+        if self._claim_due and not self._draining and self._claims.are_possible():
             return 0.0
-        wait = min(self._due.values(), default=0.0) - time.monotonic()
+        waits = [min(self._due.values(), default=0.0) - time.monotonic()]
         look = self._wakeup.look_seconds if self._wakeup is not None else None
-        return max(0.0, wait if look is None else min(wait, look))
+        waits += [wait for wait in (look, self._leases.retry_in()) if wait is not None]
+        return max(0.0, min(waits))
 
     def _tick(self) -> None:
         if self._wakeup is not None and self._wakeup.changed():
             self._woken()
-        self._every("poll", self._poll_interval, self._woken)
+        self._every("poll", self._poll_interval, self._look_around)
         self._every("hosts", HOSTS_SECONDS, self._read_hosts)
         self._every("lease", self._settings.LEASE_SECONDS / 4, self._keep_leases)
         self._every("removed", 0.5, self._store_removed)
+        self._every("upkeep", self._upkeep.seconds, self._upkeep.work)
+        self._stand_by()
         for seat in self._seats.values():
             seat.probe_if_due()
         if "cancel" in self._due and self._due["cancel"] <= time.monotonic():
             del self._due["cancel"]
             self._pass_cancels_on()
-        if self._claim_due:
+        if self._claim_due and not self._draining:
             self._claim()
 
     def _every(self, name: str, seconds: float, call: Callable[[], None]) -> None:
         now = time.monotonic()
         if self._due.get(name, 0.0) <= now:
-            self._due[name] = now + seconds
             call()
+            self._due[name] = now + seconds  # not before: a database error must not use the turn up
 
     def _woken(self) -> None:
         self._claim_due = True
         if self._held:
             self._due["cancel"] = time.monotonic()
 
+    def _look_around(self) -> None:
+        """What no event tells: another attempt is due, a deadline has passed."""
+        lifecycle.admit_due()
+        lifecycle.expire_waiting(actor=self.name)
+        self._woken()
+
     def _dispatch(self, message: Message) -> None:
         try:
-            self._with_database(lambda: self._apply(message))
+            self._database.attempt(lambda: self._apply(message))
         except LeaseLost as error:
             logger.warning("%s", error)
-            self._drop_lost_leases()
+            self._database.attempt(self._drop_lost_leases)
         except (DatabaseError, ObjectDoesNotExist):
             if not self._drop_if_deleted(message):
                 raise
@@ -191,9 +240,9 @@ class Worker:
             case Strays():
                 self._judge_strays(message)
             case Removed():
-                ended = self._ended.pop(message.key, None)
-                if ended is not None and message.gone:
-                    self._removed.append(ended.execution)
+                self._ended.pop(message.key, None)
+                if message.gone:
+                    self._removed.append(message.key)
             case _:
                 held = self._held.get(message.key)
                 if held is not None:
@@ -202,7 +251,7 @@ class Worker:
     def _apply_to(self, held: Held, message: Launched | LaunchFailed | LogBatch | Exited) -> None:
         match message:
             case Launched():
-                held.seat.resume()
+                held.seat.breaker.succeeded()
                 if not self._recorder.launched(held, message) and held.seat.agent is not None:
                     held.seat.agent.cancel(held.run)
             case LogBatch():
@@ -210,7 +259,7 @@ class Worker:
             case LaunchFailed():
                 self._recorder.launch_failed(held, message)
                 if isinstance(message.error, HostFault):
-                    held.seat.pause()
+                    held.seat.breaker.failed(time.monotonic())
                 self._let_go(held)
             case Exited():
                 self._recorder.exited(held, message)
@@ -221,12 +270,22 @@ class Worker:
         held = self._held.get(getattr(message, "key", Key("", 0)))
         if held is None or ContainerJob.objects.filter(pk=held.job.pk).exists():
             return False
+        self._drop_deleted(held)
+        return True
+
+    def _drop_all_deleted(self) -> None:
+        there = ContainerJob.objects.filter(pk__in=[held.job.pk for held in self._held.values()])
+        known = set(there.values_list("pk", flat=True)) if self._held else set()
+        for held in list(self._held.values()):
+            if held.job.pk not in known:
+                self._drop_deleted(held)
+
+    def _drop_deleted(self, held: Held) -> None:
         logger.warning("job %s was deleted while it ran; its container is removed", held.job.pk)
         del self._held[held.run.key]
         if held.seat.agent is not None:
             held.seat.agent.forget(held.run)
             held.seat.agent.remove(held.run)
-        return True
 
     def _let_go(self, held: Held) -> None:
         del self._held[held.run.key]
@@ -246,18 +305,45 @@ class Worker:
 
     def _judge_strays(self, message: Strays) -> None:
         seat = self._seats.get(message.host_id)
-        if seat is None or seat.agent is None:
+        if seat is None or seat.agent is None or seat.tenure is None or not seat.tenure.is_valid():
             return
         busy = {held.run.spec.name for held in self._ended.values()}
-        containers = [container for container in message.containers if container.name not in busy]
-        for container_id in self._recorder.useless(containers, seat.agent.engine_now()):
-            logger.info("removing the stray container %s on %s", container_id[:12], seat.host.name)
-            seat.agent.remove_stray(container_id)
+        try:
+            strays = judge_strays(
+                [container for container in message.containers if container.name not in busy],
+                installation=self._installation,
+                engine_now=seat.agent.engine_now(),
+                settings=self._settings,
+            )
+        except NotThisDatabase as error:
+            logger.error("nothing is removed on %s: %s", seat.host.name, error)  # noqa: TRY400
+            return
+        useless = [stray for stray in strays if stray.judgement.verdict is Verdict.REMOVE]
+        limit = self._settings.RECONCILE_LIMIT
+        if len(useless) > limit:
+            logger.warning(
+                "%s has %d stray containers; %d are removed in one pass", seat.host.name, len(useless), limit
+            )
+        dry = self._settings.RECONCILE_DRY_RUN
+        for stray in useless[:limit]:
+            logger.info(
+                "%s the container %s on %s: %s",
+                "would remove" if dry else "removing",
+                stray.container.name,
+                seat.host.name,
+                stray.judgement.why,
+                extra={"job_id": stray.job_id, "docker_host": seat.host.name},
+            )
+            if not dry:
+                seat.agent.remove_stray(stray.container.container_id, Key(stray.job_id, stray.attempt))
 
     # ---------------------------------------------------------------------------------------- hosts
 
     def _read_hosts(self) -> None:
-        wanted = ExecutorHost.objects.filter(is_active=True)
+        """Sit down at new hosts, leave those that are gone, adopt what is in nobody's hands."""
+        # One that gets no new jobs may have some left to be followed.
+        busy = ContainerJob.objects.active().values("docker_host")
+        wanted = ExecutorHost.objects.filter(Q(is_active=True) | Q(pk__in=busy))
         if self._host_names:
             wanted = wanted.filter(name__in=self._host_names)
         rows = {host.pk: host for host in wanted}
@@ -273,6 +359,10 @@ class Worker:
         for pk, seat in list(self._seats.items()):
             if pk not in rows:
                 self._drain_seat(pk, seat)
+            elif seat.agent is not None:
+                self._adopt(seat)
+        self._drop_all_deleted()
+        self._give_up_hosts()
 
     def _drain_seat(self, pk: int, seat: HostSeat) -> None:
         """No new jobs; what runs is followed to its end; then the seat is left."""
@@ -303,15 +393,36 @@ class Worker:
     def _take_seat(self, seat: HostSeat) -> None:
         """Acquire the engine's lease and take over what runs there."""
         assert seat.facts is not None  # noqa: S101 - the host has just answered
-        engine_id = seat.facts.engine_id
-        tenure = self._tenures.get(engine_id)
-        if tenure is None:
-            tenure = acquire(engine_id, self.name, self._settings.LEASE_SECONDS)
-            if tenure is None:
-                return  # another worker serves it; `_keep_leases` tries again
+        tenure = self._tenure_of(seat.facts.engine_id)
+        if tenure is not None:  # else another worker serves it; `_stand_by` tries again
+            seat.serve(tenure, installation=self._installation, settings=self._settings)
+            self._adopt(seat)
+
+    def _tenure_of(self, engine_id: str) -> Tenure | None:
+        tenure = self._tenures.get(engine_id) or self._leases.acquire(engine_id)
+        if tenure is not None:
             self._tenures[engine_id] = tenure
-        agent = seat.serve(tenure, installation=self._installation, settings=self._settings)
-        for job, execution in lifecycle.adopt(tenure.lease, seat.host, worker=self.name):
+        return tenure
+
+    def _stand_by(self) -> None:
+        """Take over from another worker as soon as its lease is free, has run out, or it is gone."""
+        for seat in self._seats.values():
+            if seat.is_vacant and self._leases.may_try(seat.host.engine_id):
+                self._take_seat(seat)
+
+    def _adopt(self, seat: HostSeat) -> None:
+        for held in self._orphans(seat, seat.tenure):
+            self._held[held.run.key] = held
+            if seat.agent is not None:
+                seat.agent.adopt(held.run)
+
+    def _orphans(self, seat: HostSeat, tenure: Tenure | None) -> list[Held]:
+        """The host's active jobs that we do not hold, made ours."""
+        if tenure is None or not tenure.is_valid():
+            return []
+        mine = [(held.job.pk, held.run.key.attempt) for held in self._held.values()]
+        orphans = []
+        for job, execution in lifecycle.adopt(tenure.lease, seat.host, worker=self.name, held=mine):
             try:
                 run = self._make_run(job, as_admitted=True)
             except InvalidJob as refusal:
@@ -324,19 +435,25 @@ class Worker:
             )
             run.engine_log.extend(job.docker_log.splitlines())
             run.announced = run.ever_running = job.status == Status.RUNNING
-            self._held[run.key] = Held(job=job, execution=execution, run=run, seat=seat)
-            agent.adopt(run)
+            run.container_id, run.started_at = execution.container_id, job.started_at
+            orphans.append(Held(job=job, execution=execution, run=run, seat=seat))
+        return orphans
 
     def _keep_leases(self) -> None:
+        RegisteredWorker.beat(self.name)
         for tenure in list(self._tenures.values()):
             try:
-                renew(tenure, self._settings.LEASE_SECONDS)
+                self._leases.renew(tenure)
             except LeaseLost as error:
                 logger.warning("%s", error)
                 self._drop_lost_leases()
-        for seat in self._seats.values():
-            if seat.reachable and seat.agent is None:
-                self._take_seat(seat)
+                continue
+            if self._only is not None and EngineLease.is_wanted(tenure.lease):
+                logger.info(
+                    "another worker asks for the engine %s; it follows the job", tenure.lease.engine_id
+                )
+                self.yielded = True
+                self._stop.set()
 
     def _drop_lost_leases(self) -> None:
         """Another worker has taken over: stop acting on its hosts; it adopts what runs there."""
@@ -355,66 +472,34 @@ class Worker:
                     seat.leave(patience=1.0)
                     seat.probe_at = 0.0
 
+    def _give_up_hosts(self) -> None:
+        """End the jobs of hosts that are away for too long, or that another engine stands in for."""
+        away = [seat.host.pk for seat in self._seats.values() if not seat.reachable]
+        if not away:
+            return
+        for pk, evidence in hosts_given_up(away, self._settings):
+            seat = self._seats[pk]
+            tenure = seat.tenure or self._tenure_of(seat.host.engine_id)
+            if tenure is None:
+                continue  # another worker holds it, and comes to the same conclusion
+            mine = [held for held in self._held.values() if held.seat is seat]
+            for held in mine + self._orphans(seat, tenure):
+                self._recorder.lost(held, tenure.lease, evidence)
+                self._held.pop(held.run.key, None)
+                if seat.agent is not None:
+                    seat.agent.forget(held.run)
+
     # --------------------------------------------------------------------------------------- claims
 
-    def _free_seats(self) -> list[tuple[HostSeat, int]]:
-        room = self._concurrency - len(self._held)
-        free = []
-        for seat in self._seats.values():
-            if seat.serving:
-                used = sum(1 for held in self._held.values() if held.seat is seat)
-                slots = min(seat.host.max_concurrent_jobs - used, room)
-                if slots > 0:
-                    free.append((seat, slots))
-        return sorted(free, key=lambda pair: pair[0].host.weight, reverse=True)
-
     def _claim(self) -> None:
-        """Fill the free slots. Jobs that were placed on a host that cannot take them go elsewhere."""
+        """Fill the free slots. Raises LeaseLost."""
         self._claim_due = False
-        for seat, slots in self._free_seats():
-            room = min(slots, self._concurrency - len(self._held))
-            if room <= 0 or seat.tenure is None:
-                continue
-            try:
-                pairs = self._claim_for(seat, room)
-            except LeaseLost as error:
-                logger.warning("%s", error)
-                self._drop_lost_leases()
-                return
-            for job, execution in pairs:
-                self._launch(job, execution, seat)
+        for seat, pairs in self._claims.take():
+            for pair in pairs:
+                self._launch(pair, seat)
 
-    def _claim_for(self, seat: HostSeat, room: int) -> list[tuple[ContainerJob, ExecutionMetadata]]:
-        assert seat.tenure is not None  # noqa: S101
-        lease = seat.tenure.lease
-        pairs = lifecycle.claim(lease, seat.host, limit=room, worker=self.name, only=self._only)
-        if len(pairs) < room:
-            helpless = self._hosts_that_cannot_take_more(seat)
-            if helpless:
-                pairs += lifecycle.claim(
-                    lease,
-                    seat.host,
-                    limit=room - len(pairs),
-                    worker=self.name,
-                    only=self._only,
-                    from_hosts=helpless,
-                )
-        return pairs
-
-    def _hosts_that_cannot_take_more(self, taker: HostSeat) -> list[int]:
-        mine = {seat.host.pk for seat, _ in self._free_seats()}
-        helpless = [
-            seat.host.pk
-            for seat in self._seats.values()
-            if seat.agent is not None and seat.host.pk not in mine
-        ]
-        down = Q(is_active=False) | Q(
-            health__in=[ExecutorHost.Health.UNREACHABLE, ExecutorHost.Health.MISMATCHED]
-        )
-        helpless += ExecutorHost.objects.filter(down).values_list("pk", flat=True)
-        return [pk for pk in dict.fromkeys(helpless) if pk != taker.host.pk]
-
-    def _launch(self, job: ContainerJob, execution: ExecutionMetadata, seat: HostSeat) -> None:
+    def _launch(self, pair: Claimed, seat: HostSeat) -> None:
+        job, execution = pair
         assert seat.tenure is not None  # noqa: S101 - as the agent below
         try:
             enforce(request_of(job), self._settings.policy(), cpus=seat.host.cpus, host_name=seat.host.name)
@@ -430,6 +515,7 @@ class Worker:
     def _make_run(self, job: ContainerJob, *, as_admitted: bool = False) -> Run:
         key = Key(str(job.pk), job.attempt)
         spec = spec_of(job, self._installation, as_admitted=as_admitted)
+        left = lifecycle.deadline_left(job)
         inbox = self._inbox
         logs = LogBuffer(
             column_bytes=self._settings.LOG_COLUMN_BYTES,
@@ -443,6 +529,7 @@ class Worker:
             spec=spec,
             timeout_seconds=job.timeout_seconds,
             grace_seconds=self._settings.STOP_GRACE_SECONDS,
+            deadline_at=None if left is None else time.monotonic() + left,
             logs=logs,
         )
 
@@ -474,22 +561,13 @@ class Worker:
         if self._host_names:
             scope = scope.filter(docker_host__name__in=self._host_names)
         open_jobs = list(scope.values_list("docker_host_id", "docker_host__name").distinct())
-        if not open_jobs:
-            return []
-        reasons = []
-        for pk, name in open_jobs:
-            seat = self._seats.get(pk)
-            if seat is None:
-                reasons.append(f"{name}: the host is not active")
-            elif seat.problem and not seat.reachable:
-                reasons.append(f"{name}: {seat.problem}")
-            else:
-                return None
-        return reasons
+        return unclaimable(open_jobs, self._seats)
 
     def _shut_down(self) -> None:
         """Leave the containers running, store what is known, and give the leases back."""
         deadline = time.monotonic() + self._settings.SHUTDOWN_GRACE_SECONDS
+        self._stop.set()
+        self._leases.close()
         for seat in self._seats.values():
             if seat.agent is not None:
                 seat.agent.flush_logs()
@@ -512,6 +590,7 @@ class Worker:
             self._store_removed()
             for tenure in self._tenures.values():
                 EngineLease.release(tenure.lease)
+            RegisteredWorker.leave(self.name)
         except (OperationalError, InterfaceError) as error:
             logger.warning("the database is away at the stop; the leases run out by themselves: %s", error)
         if self._wakeup is not None:
@@ -530,29 +609,12 @@ class Worker:
 
     # ------------------------------------------------------------------------------------- database
 
-    def _with_database(self, call: Callable[[], _T]) -> _T:
-        """Do it, and again after the database was away: what agents report waits in memory meanwhile."""
-        failures = 0
-        while True:
-            try:
-                return call()
-            except (OperationalError, InterfaceError) as error:
-                if self._stop.is_set() and failures > 2:
-                    raise
-                pause = DATABASE_RETRY_SECONDS[min(failures, len(DATABASE_RETRY_SECONDS) - 1)]
-                failures += 1
-                logger.warning("database: %s; again in %g s", str(error).strip(), pause)
-                connection = connections[self._alias]
-                if not connection.in_atomic_block:
-                    connection.close()
-                self._stop.wait(pause)
-                self._refresh_held()
-
     def _refresh_held(self) -> None:
         """A transaction that failed may have left its marks on our instances: read them again."""
-        try:
-            for held in list(self._held.values()):
-                with contextlib.suppress(ContainerJob.DoesNotExist):  # told when its container ends
-                    held.job.refresh_from_db(fields=["status", "attempt", "lease_token", "started_at"])
-        except (OperationalError, InterfaceError):
-            logger.debug("the database is still away")
+        for held in list(self._held.values()):
+            with contextlib.suppress(ContainerJob.DoesNotExist):  # told when its container ends
+                held.job.refresh_from_db(fields=_MOVED_FIELDS)
+
+
+#: What a transition changes on an instance.
+_MOVED_FIELDS = ["status", "attempt", "lease_token", "started_at", "failed_attempts", "not_before"]

@@ -16,6 +16,7 @@ from container_manager.lifecycle import WAKE_CHANNEL
 logger = logging.getLogger("container_manager.worker")
 
 SQLITE_LOOK_SECONDS = 0.025
+POLL_SECONDS = 0.5
 RELISTEN_SECONDS = 2.0
 
 
@@ -35,7 +36,13 @@ class Wakeup(ABC):
 
 
 class Polling(Wakeup):
-    """No way to be told: the poll interval is all there is."""
+    """No way to be told (MySQL and MariaDB have none): a look twice a second, so that a cancel is heard."""
+
+    look_seconds = POLL_SECONDS
+
+    def changed(self) -> bool:
+        """Nobody knows; let us see."""
+        return True
 
     def close(self) -> None:
         """Nothing to stop."""

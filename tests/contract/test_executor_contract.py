@@ -316,6 +316,41 @@ class TestEnd:
         assert executor.inspect(old).state is ContainerState.NOT_FOUND
         assert not executor.inspect(new).ever_started
 
+    def test_withdraw_takes_what_never_ran_so_that_it_never_can(
+        self, under_test: ExecutorUnderTest, executor: Executor
+    ) -> None:
+        container_id = executor.create(under_test.spec(SHORT))
+        assert executor.withdraw(container_id) is True
+        assert executor.inspect(container_id).state is ContainerState.NOT_FOUND
+        with pytest.raises(ContainerGone):
+            executor.start(container_id)
+        assert executor.withdraw(container_id) is True
+
+    def test_withdraw_leaves_what_runs_or_ran(
+        self, under_test: ExecutorUnderTest, executor: Executor
+    ) -> None:
+        finished = executor.create(under_test.spec(SHORT))
+        record = run(executor, finished)
+        running = lasting(executor, under_test)
+        for container_id in (finished, running):
+            assert executor.withdraw(container_id) is False
+        assert executor.inspect(finished) == record
+        assert executor.inspect(running).state is ContainerState.RUNNING
+
+    def test_of_a_start_and_a_withdraw_at_once_one_alone_has_its_way(
+        self, under_test: ExecutorUnderTest, executor: Executor
+    ) -> None:
+        other = under_test.open()
+        for _ in range(10):
+            container_id = executor.create(under_test.spec())
+            with ThreadPoolExecutor(2) as pool:
+                starting = pool.submit(executor.start, container_id)
+                withdrawn = pool.submit(other.withdraw, container_id).result(60)
+                started = starting.exception(60) is None
+            assert started is not withdrawn, (starting.exception(), withdrawn)
+            assert executor.inspect(container_id).ever_started is started
+            executor.remove(container_id)
+
     def test_gone_is_gone_for_every_verb(self, under_test: ExecutorUnderTest, executor: Executor) -> None:
         removed = executor.create(under_test.spec(SHORT))
         executor.remove(removed)

@@ -166,7 +166,13 @@ def test_what_a_claim_stores_has_its_keys(monkeypatch: pytest.MonkeyPatch, *, te
 def test_the_claims_index_is_there() -> None:
     with connection.cursor() as cursor:
         found = connection.introspection.get_constraints(cursor, ContainerJob._meta.db_table)
-    assert found["cm_job_claim"]["columns"] == ["status", "docker_host_id", "priority", "created_at"]
+    assert found["cm_job_claim"]["columns"] == [
+        "status",
+        "docker_host_id",
+        "not_before",
+        "priority",
+        "created_at",
+    ]
 
 
 # ---------------------------------------------------------------------------------------- leases

@@ -252,7 +252,8 @@ class Jobs(RuleBasedStateMachine):
         orphans = {
             pk for pk, model in self.models.items() if model.status in ACTIVE and model.token != lease.token
         }
-        pairs = lifecycle.adopt(lease, self.host, worker=worker)
+        held = [(pk, model.attempt) for pk, model in self.models.items() if model.token == lease.token]
+        pairs = lifecycle.adopt(lease, self.host, worker=worker, held=held)
         assert {job.pk for job, _ in pairs} == orphans
         for job, execution in pairs:
             model = self.models[job.pk]

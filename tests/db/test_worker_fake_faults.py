@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -113,7 +114,8 @@ def test_a_host_that_stays_broken_is_asked_less_and_less(engine: FakeEngine, hos
         job = make_job()
         until(lambda: job.executions.filter(recorded_at__isnull=False).count() == 1, "the first failure")
         (seat,) = worker._seats.values()
-        assert not seat.serving
+        until(lambda: seat.breaker.failures == 1, "the breaker to open")
+        assert seat.breaker.allowance(time.monotonic(), in_flight=0) == 0
         engine.heal("pull")
         until_status(job, "completed")
     assert job.attempt == 2

@@ -219,6 +219,26 @@ class DockerExecutor(Executor):
                 raise engine_fault(refused) from refused
         return True
 
+    def withdraw(self, container_id: str) -> bool:
+        """`DELETE /containers/{id}` without force, which the engine refuses for what runs.
+
+        It removes what ran and has ended by then, though: whether that was so, its events tell afterwards.
+        """
+        seen = self.inspect(container_id)  # waits for a start that the engine is carrying out just now
+        if seen.ever_started:
+            return False
+        if seen.state is ContainerState.NOT_FOUND:
+            return True
+        try:
+            self._connection.call("DELETE", _path(container_id), params={"v": "true"})
+        except Refused as refused:
+            if refused.http_status == 404:
+                return True
+            if refused.http_status == 409 and self.inspect(container_id).ever_started:
+                return False
+            raise engine_fault(refused) from refused
+        return not self._was_started(seen)
+
     def close(self) -> None:
         """See `Executor.close`."""
         self._connection.close()
@@ -274,6 +294,25 @@ class DockerExecutor(Executor):
         except JobFault:
             self.remove(container_id)  # never started, and of no use without its network
             raise
+
+    def _was_started(self, seen: Observation) -> bool:
+        """Whether a container that is gone ran after it was seen, by the engine's own events."""
+        # The engine's own time: the answer to a question about the future would wait for it.
+        until = translate.moment(self._call("GET", "/info").get("SystemTime"))
+        if until is None or seen.created_at is None:
+            raise EngineFault(f"the engine does not tell whether {seen.name} was started; it tells no time")
+        params = {
+            "since": f"{seen.created_at.timestamp():.6f}",
+            "until": f"{until.timestamp():.6f}",
+            "filters": json.dumps({"container": [seen.container_id], "event": ["start"]}),
+        }
+        try:
+            with self._connection.stream(
+                "GET", "/events", params=params, idle_timeout=self.config.timeout_seconds
+            ) as stream:
+                return any(True for _ in json_lines(stream))
+        except Refused as refused:
+            raise engine_fault(refused) from refused
 
     def _is_untouched(self, container_id: str) -> bool:
         """Whether this object made the container just now. Asked once: a second start looks first."""

@@ -209,15 +209,30 @@ class ProcessExecutor(Executor):
                     raise HostTimeout(
                         f"{container.name} outlived SIGKILL by {_KILL_SECONDS:g} s; nothing is removed."
                     )
-                if not self._store.discard(container):
-                    return False
+                return self._discard(container)
             finally:
                 if lock is not None:
                     os.close(lock)
-            event = {"action": EventAction.DESTROY, "id": container.id, "name": container.name}
-            message = {**event, "labels": container.labels, "at_ns": time.time_ns()}
-            bells.ring(self._store.bells, json.dumps(message).encode())
-            return True
+
+    def withdraw(self, container_id: str) -> bool:
+        """Delete the directory under the lock that a start would need."""
+        with self._faults():
+            container = self._store.find(container_id)
+            if container is None:
+                return True
+            try:
+                lock = statedir.take_lock(container.directory)
+            except FileNotFoundError:
+                return True
+            if lock is None:
+                return False  # a shim has it
+            try:
+                if container.ever_started():
+                    return False
+                self._discard(container)
+                return True
+            finally:
+                os.close(lock)
 
     def close(self) -> None:
         """End every stream of this object; jobs and their shims run on."""
@@ -240,6 +255,14 @@ class ProcessExecutor(Executor):
             "memory_bytes": spec.memory_bytes,
             "interpreter": interpreter,
         }
+
+    def _discard(self, container: Container) -> bool:
+        if not self._store.discard(container):
+            return False
+        event = {"action": EventAction.DESTROY, "id": container.id, "name": container.name}
+        message = {**event, "labels": container.labels, "at_ns": time.time_ns()}
+        bells.ring(self._store.bells, json.dumps(message).encode())
+        return True
 
     def _get(self, reference: str) -> Container:
         container = self._store.find(reference)

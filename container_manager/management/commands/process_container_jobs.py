@@ -14,7 +14,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from container_manager.models import ExecutorHost
+from container_manager.management.hosts import chosen_hosts
 from container_manager.worker.supervisor import Worker
 
 
@@ -33,6 +33,11 @@ class Command(BaseCommand):
         )
         parser.add_argument("--concurrency", type=int, help="jobs at the same time, over all hosts")
         parser.add_argument("--poll-interval", type=float, help="seconds between looks at the database")
+        parser.add_argument(
+            "--drain",
+            action="store_true",
+            help="at SIGTERM, take no new jobs and wait for those that run; a second one stops at once",
+        )
         parser.add_argument("--log-format", choices=["text", "json"], default="text")
 
     def handle(
@@ -42,18 +47,21 @@ class Command(BaseCommand):
         host: Sequence[str] = (),
         concurrency: int | None = None,
         poll_interval: float | None = None,
+        drain: bool = False,
         log_format: str | None = None,
         **options: Any,
     ) -> None:
         """Work. Called with `once=True` alone it drains the queue in the calling process."""
-        _check_hosts(host)
+        chosen_hosts(host)
         if concurrency is not None and concurrency < 1:
             raise CommandError(f"--concurrency: {concurrency} is not 1 or more.")
         if poll_interval is not None and not 0.01 <= poll_interval <= 3600:
             raise CommandError(f"--poll-interval: {poll_interval} is not between 0.01 and 3600 seconds.")
         if log_format is not None:
             _log_to_stderr(log_format, int(options.get("verbosity", 1)))
-        worker = Worker(hosts=host, concurrency=concurrency, poll_interval=poll_interval, once=once)
+        worker = Worker(
+            hosts=host, concurrency=concurrency, poll_interval=poll_interval, once=once, drain=drain
+        )
         with _Signals(worker):
             left_behind = worker.run()
         if left_behind:
@@ -104,11 +112,3 @@ def _log_to_stderr(log_format: str, verbosity: int) -> None:
     root.handlers = [handler]
     root.propagate = False
     root.setLevel({0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG))
-
-
-def _check_hosts(names: Sequence[str]) -> None:
-    known = set(ExecutorHost.objects.filter(name__in=names).values_list("name", flat=True))
-    for name in names:
-        if name not in known:
-            every = ", ".join(ExecutorHost.objects.order_by("name").values_list("name", flat=True)) or "none"
-            raise CommandError(f"--host: there is no host named {name!r}. Known: {every}.")

@@ -20,6 +20,7 @@ LEGAL = {
     (Transition.CANCEL, "pending", "cancelled"),
     (Transition.CANCEL, "launching", "cancelled"),
     (Transition.CANCEL, "running", "cancelled"),
+    (Transition.EXPIRE, "pending", "timeout"),
     (Transition.EXPIRE, "launching", "timeout"),
     (Transition.RETRY, "running", "pending"),
     (Transition.RETRY, "launching", "pending"),

@@ -1,0 +1,109 @@
+"""Containers on the hosts against the database, by hand."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from container_manager.conf import get_settings
+from container_manager.core.errors import ConfigurationError, HostFault
+from container_manager.core.reconcile import Verdict
+from container_manager.executors.registry import open_executor
+from container_manager.management.hosts import chosen_hosts
+from container_manager.models import ExecutorHost
+from container_manager.worker.strays import Survey, remove_useless, survey
+
+
+class Command(BaseCommand):
+    """`manage.py reconcile_containers [--host NAME] [--apply] [--json]`."""
+
+    help = (
+        "Show what is on the hosts and what becomes of it: adopt, finish, keep or remove. Nothing is changed "
+        "without --apply. A running worker does the same by itself, all the time."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """The options; each has a default."""
+        parser.add_argument(
+            "--host", action="append", default=[], metavar="NAME", help="look at this host alone; repeatable"
+        )
+        parser.add_argument(
+            "--apply", action="store_true", help="remove what is useless, where no worker serves the host"
+        )
+        parser.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    def handle(self, *args: Any, host: Sequence[str] = (), **options: Any) -> None:
+        """Look at each host; one that does not answer is an error at the end, after all others."""
+        failures = []
+        for row in chosen_hosts(host):
+            try:
+                self._host(row, apply=bool(options.get("apply")), as_json=bool(options.get("json")))
+            except (HostFault, ConfigurationError) as error:
+                failures.append(f"{row.name}: {error}")
+        if failures:
+            raise CommandError("; ".join(failures))
+
+    def _host(self, row: ExecutorHost, *, apply: bool, as_json: bool) -> None:
+        settings = get_settings()
+        executor = open_executor(row.executor_type, row.as_config())
+        try:
+            found = survey(row, executor, settings)
+            lines = list(_lines(row, found))
+            if as_json:
+                for line in lines:
+                    self.stdout.write(json.dumps(line))
+            else:
+                self._show(row, found, lines)
+            if not apply or not found.useless:
+                return
+            removed = remove_useless(found, executor, settings)
+        finally:
+            executor.close()
+        if not as_json:
+            self._say_what_was_done(found, removed)
+
+    def _show(self, row: ExecutorHost, found: Survey, lines: Sequence[dict[str, Any]]) -> None:
+        served = f"served by {found.holder}" if found.holder else "no worker serves it"
+        count = len(found.containers)
+        self.stdout.write(f"{row.name}: {count} container{'' if count == 1 else 's'} of ours; {served}")
+        for line in lines:
+            self.stdout.write(f"  {line['verdict']:<7} {line['container']}  {line['state']}")
+            self.stdout.write(f"          {line['why']}")
+
+    def _say_what_was_done(self, found: Survey, removed: Sequence[object] | None) -> None:
+        if removed is None:
+            self.stdout.write(f"  nothing removed here: the worker {found.holder or 'that came'} does it")
+            return
+        left = len(found.useless) - len(removed)
+        rest = f"; {left} left for the next pass (RECONCILE_LIMIT)" if left else ""
+        self.stdout.write(f"  removed {len(removed)}{rest}")
+
+
+def _lines(row: ExecutorHost, found: Survey) -> Iterator[dict[str, Any]]:
+    for stray in found.containers:
+        verdict, why = stray.judgement.verdict.value, stray.judgement.why
+        if stray.judgement.verdict is Verdict.ADOPT and found.holder:
+            verdict, why = Verdict.KEEP.value, f"its job is active; {found.holder} follows it"
+        yield {
+            "host": row.name,
+            "verdict": verdict,
+            "container": stray.container.name,
+            "state": stray.container.state.value,
+            "job": stray.job_id,
+            "attempt": stray.attempt,
+            "why": why,
+        }
+    for job in found.missing:
+        yield {
+            "host": row.name,
+            "verdict": "finish",
+            "container": job.container_name,
+            "state": "not-found",
+            "job": str(job.pk),
+            "attempt": job.attempt,
+            "why": f"its job is {job.status} and it is not there; a worker gives the job back or ends it",
+        }

@@ -1,0 +1,102 @@
+"""Which jobs a worker takes next: into the free slots of its hosts, by the hosts' weight."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Collection, Iterable, Iterator
+
+from django.db.models import Q
+
+from container_manager import lifecycle
+from container_manager.core.states import Status
+from container_manager.models import ContainerJob, ExecutionMetadata, ExecutorHost
+from container_manager.worker.hosts import HostSeat
+from container_manager.worker.recorder import Held
+
+Claimed = tuple[ContainerJob, ExecutionMetadata]
+
+
+class Claims:
+    """Fills free slots. Works on the supervisor's own seats and hands, and in its thread."""
+
+    def __init__(
+        self,
+        worker: str,
+        seats: Collection[HostSeat],
+        held: Collection[Held],
+        *,
+        concurrency: int,
+        only: Collection[uuid.UUID] | None,
+    ) -> None:
+        self._worker = worker
+        self._seats = seats
+        self._held = held
+        self._concurrency = concurrency
+        self._only = only
+
+    def are_possible(self) -> bool:
+        """Whether any host could take a job now."""
+        return any(self._slots(seat) > 0 for seat in self._seats)
+
+    def take(self) -> Iterator[tuple[HostSeat, list[Claimed]]]:
+        """Claim for one host after the other; what is yielded is launched before the next one's turn.
+
+        Raises LeaseLost.
+        """
+        free = [seat for seat in self._seats if self._slots(seat) > 0]
+        for seat in sorted(free, key=lambda seat: seat.host.weight, reverse=True):
+            room = self._slots(seat)
+            if room > 0 and seat.tenure is not None:
+                yield seat, self._claim(seat, room)
+
+    def _slots(self, seat: HostSeat) -> int:
+        if not seat.serving:
+            return 0
+        mine = [held for held in self._held if held.seat is seat]
+        room = min(seat.host.max_concurrent_jobs - len(mine), self._concurrency - len(self._held))
+        launching = sum(1 for held in mine if held.job.status == Status.LAUNCHING)
+        allowance = seat.breaker.allowance(time.monotonic(), in_flight=launching)
+        return room if allowance is None else min(room, allowance)
+
+    def _claim(self, seat: HostSeat, room: int) -> list[Claimed]:
+        """The host's own jobs, then those that were placed on a host which cannot take them now."""
+        assert seat.tenure is not None  # noqa: S101 - only served seats have slots
+        lease = seat.tenure.lease
+        pairs = lifecycle.claim(lease, seat.host, limit=room, worker=self._worker, only=self._only)
+        if len(pairs) < room:
+            helpless = self._hosts_that_cannot_take_more(seat)
+            if helpless:
+                pairs += lifecycle.claim(
+                    lease,
+                    seat.host,
+                    limit=room - len(pairs),
+                    worker=self._worker,
+                    only=self._only,
+                    from_hosts=helpless,
+                )
+        return pairs
+
+    def _hosts_that_cannot_take_more(self, taker: HostSeat) -> list[int]:
+        helpless: list[int] = [
+            seat.host.pk for seat in self._seats if seat.agent is not None and self._slots(seat) <= 0
+        ]
+        down = Q(is_active=False) | Q(
+            health__in=[ExecutorHost.Health.UNREACHABLE, ExecutorHost.Health.MISMATCHED]
+        )
+        helpless += ExecutorHost.objects.filter(down).values_list("pk", flat=True)
+        return [pk for pk in dict.fromkeys(helpless) if pk != taker.host.pk]
+
+
+def unclaimable(open_jobs: Iterable[tuple[int, str]], seats: dict[int, HostSeat]) -> list[str] | None:
+    """Why none of these (host id, host name) can go on; None while one of them can."""
+    reasons = []
+    for pk, name in open_jobs:
+        seat = seats.get(pk)
+        if seat is None:
+            reasons.append(f"{name}: the host is not active")
+        elif seat.problem and not seat.reachable:
+            reasons.append(f"{name}: {seat.problem}")
+        else:
+            return None
+    return reasons

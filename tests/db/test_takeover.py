@@ -1,0 +1,255 @@
+"""Whose engine it is: registry of workers, take-over from the dead and the silent, yielding, lost hosts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from container_manager import lifecycle
+from container_manager.identity import ProcessIdentity
+from container_manager.models import EngineLease, ExecutorHost, JobEvent, RegisteredWorker
+from container_manager.testing import FakeEngine, FakeRun, fake_engine, forget_fake_engines
+from container_manager.worker.leases import LeaseKeeper
+from tests.db.factories import hold, make_host, make_job
+from tests.db.workers import QUICK, drain, until, until_status, working
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def engine(settings: Any) -> FakeEngine:
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "LEASE_SECONDS": 240.0}  # nothing runs out meanwhile
+    forget_fake_engines()
+    return fake_engine("one")
+
+
+@pytest.fixture
+def host(engine: FakeEngine) -> ExecutorHost:
+    return make_host("one")
+
+
+@pytest.fixture
+def mortal(host: ExecutorHost) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is registered as the worker "mortal" and holds the engine's lease."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    me = ProcessIdentity.current()
+    stat = open(f"/proc/{process.pid}/stat").read().rpartition(")")[2].split()  # noqa: SIM115, PTH123
+    RegisteredWorker.objects.create(
+        name="mortal",
+        boot_id=me.boot_id,
+        pid_namespace=me.pid_namespace,
+        pid=process.pid,
+        start_ticks=int(stat[19]),
+    )
+    hold("fake-one", "mortal")
+    yield process
+    process.kill()
+    process.wait()
+
+
+def held_run(stdout: bytes = b"") -> FakeRun:
+    return FakeRun(hold=threading.Event(), stdout=stdout)
+
+
+def test_a_worker_registers_beats_and_leaves(engine: FakeEngine, host: ExecutorHost) -> None:
+    with working(concurrency=7) as worker:
+        until(lambda: EngineLease.holder("fake-one") == worker.name, "the worker to serve the host")
+        row = RegisteredWorker.objects.get()
+        assert (row.name, row.slots, row.stopped_at) == (worker.name, 7, None)
+        assert RegisteredWorker.identity_of(worker.name) == ProcessIdentity.current()
+    row.refresh_from_db()
+    assert row.stopped_at is not None
+
+
+def test_who_is_proven_dead_is_followed_at_once(
+    engine: FakeEngine, host: ExecutorHost, mortal: subprocess.Popen[bytes]
+) -> None:
+    (lease,) = EngineLease.objects.all()
+    job = make_job()
+    lifecycle.claim(hold_again(lease), host, limit=1, worker="mortal")
+    with working() as worker:
+        until(lambda: EngineLease.objects.get().wanted_by == worker.name, "the new worker to stand by")
+        assert EngineLease.holder("fake-one") == "mortal"
+        mortal.kill()
+        until(lambda: EngineLease.holder("fake-one") == worker.name, "the take-over")
+        until_status(job, "completed")
+    assert EngineLease.objects.get().token == lease.token + 1
+    assert JobEvent.objects.filter(transition="adopt").count() == 1
+
+
+def hold_again(lease: EngineLease) -> Any:
+    from container_manager.models.lease import HeldLease
+
+    return HeldLease(lease.engine_id, lease.token)
+
+
+def test_who_died_before_we_came_is_followed_at_once(
+    engine: FakeEngine, host: ExecutorHost, mortal: subprocess.Popen[bytes]
+) -> None:
+    mortal.kill()
+    mortal.wait()
+    job = make_job()
+    assert drain() == []
+    job.refresh_from_db()
+    assert job.status == "completed"
+
+
+def test_who_only_sleeps_keeps_its_lease(
+    engine: FakeEngine, host: ExecutorHost, mortal: subprocess.Popen[bytes]
+) -> None:
+    keeper = LeaseKeeper("worker:b", 240.0, lambda: None)
+    assert keeper.acquire("fake-one") is None
+    assert not keeper.may_try("fake-one")
+    assert (keeper.retry_in() or 0) > 1
+    keeper.close()
+    assert EngineLease.objects.get().wanted_by == "worker:b"
+
+
+def test_a_standby_comes_at_the_very_end_of_a_lease(engine: FakeEngine, host: ExecutorHost) -> None:
+    EngineLease.acquire("fake-one", "silent", 2.0)
+    keeper = LeaseKeeper("worker:b", 10.0, lambda: None)
+    assert keeper.acquire("fake-one") is None
+    wait = keeper.retry_in()
+    assert wait is not None
+    assert 0.5 < wait < 2.1
+    keeper.close()
+
+
+def test_a_lease_whose_grant_got_lost_on_the_way_is_ours_all_the_same(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    EngineLease.acquire("fake-one", "worker:b", 240.0)
+    keeper = LeaseKeeper("worker:b", 240.0, lambda: None)
+    assert keeper.acquire("fake-one") is not None
+    keeper.close()
+
+
+def test_a_worker_for_one_job_yields_to_one_that_stays(
+    engine: FakeEngine, host: ExecutorHost, settings: Any
+) -> None:
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "LEASE_SECONDS": 2.0}
+    engine.default = held_run(b"x\n")
+    job = make_job()
+    with working(only={job.pk}, once=True) as brief:
+        until_status(job, "running")
+        with working() as lasting:
+            until(lambda: EngineLease.holder("fake-one") == lasting.name, "the other worker to take over")
+            assert brief.yielded
+            other = until_status(make_job(), "running")
+            engine.finish(job.container_name)
+            until_status(job, "completed")
+            engine.finish(other.container_name)
+            until_status(other, "completed")
+    assert engine.starts == {job.container_name: 1, other.container_name: 1}
+
+
+def test_an_orphan_of_our_own_is_adopted(engine: FakeEngine, host: ExecutorHost) -> None:
+    """The commit of a claim came through and its answer did not: nobody else would ever look at the job."""
+    with working() as worker:
+        until(lambda: EngineLease.holder("fake-one") == worker.name, "the worker to serve the host")
+        job = make_job(docker_host=host)
+        until_status(job, "completed")
+        engine.default = held_run()
+        lost = until_status(make_job(docker_host=host), "running")
+        (key,) = worker._held
+        held = worker._held[key]
+        held.seat.agent.forget(held.run)  # type: ignore[union-attr]
+        del worker._held[key]
+        until(lambda: key in worker._held, "the job to be adopted again")
+        engine.finish(lost.container_name)
+        until_status(lost, "completed")
+    assert engine.starts[lost.container_name] == 1
+
+
+def test_a_resting_host_is_served_while_it_has_jobs(engine: FakeEngine, host: ExecutorHost) -> None:
+    engine.default = held_run()
+    with working():
+        job = until_status(make_job(), "running")
+    host.is_active = False
+    host.save()
+    engine.finish(job.container_name)
+    with working():
+        until_status(job, "completed")
+
+
+def test_a_host_that_is_away_too_long_is_given_up_with_its_jobs(
+    engine: FakeEngine, host: ExecutorHost, settings: Any
+) -> None:
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "HOST_LOST_SECONDS": 1.0, "STRAY_GRACE_SECONDS": 0.0}
+    engine.default = held_run(b"before\n")
+    with working():
+        job = until_status(make_job(), "running")
+        until(lambda: b"".join(job.iter_log("stdout")) == b"before\n", "the log to be followed")
+        engine.go_down()
+        until_status(job, "failed")
+        assert job.exit_reason == "host_lost"
+        assert "HOST_LOST_SECONDS" in job.exit_message
+        assert job.started_at is not None
+        execution = job.executions.get()
+        assert not execution.logs_complete
+        engine.come_back()
+        until(lambda: not engine.containers, "the lost container to be removed")
+        assert execution.exit_reason == "host_lost"
+        engine.default = FakeRun()
+        until_status(make_job(), "completed")
+    job.refresh_from_db()
+    assert (job.status, job.exit_reason) == ("failed", "host_lost")
+
+
+def test_a_worker_that_never_met_the_host_gives_it_up_as_well(
+    engine: FakeEngine, host: ExecutorHost, settings: Any
+) -> None:
+    engine.default = held_run()
+    with working():
+        job = until_status(make_job(), "running")
+    engine.go_down()
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "HOST_LOST_SECONDS": 1.0}
+    with working():
+        until_status(job, "failed")
+    assert job.exit_reason == "host_lost"
+
+
+def test_a_host_is_never_given_up_where_the_limit_is_zero(
+    engine: FakeEngine, host: ExecutorHost, settings: Any
+) -> None:
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "HOST_LOST_SECONDS": 0.0}
+    engine.default = held_run()
+    with working() as worker:
+        job = until_status(make_job(), "running")
+        engine.go_down()
+        until(lambda: ExecutorHost.objects.get().health == "unreachable", "the host to be known as down")
+        ExecutorHost.objects.update(health_since=timezone.now() - timedelta(days=365))
+        worker._due["hosts"] = 0.0
+        until(lambda: worker._due["hosts"] > 0.0, "a look at the hosts")
+        job.refresh_from_db()
+        assert job.status == "running"
+
+
+def test_another_engine_at_the_same_address_ends_the_jobs_of_the_first(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    engine.default = held_run()
+    with working():
+        job = until_status(make_job(), "running")
+        engine.go_down()
+        until(lambda: ExecutorHost.objects.get().health == "unreachable", "the host to be known as down")
+        engine.containers.clear()
+        engine.engine_id = "fake-other"
+        engine.come_back()
+        until_status(job, "failed")
+        assert job.exit_reason == "host_lost"
+        assert "fake-other" in job.exit_message
+        assert "fake-one" in job.exit_message
+        assert ExecutorHost.objects.get().health == "mismatched"
+        waiting = make_job(docker_host=host)
+        engine.engine_id = "fake-one"  # the first one is back: nothing else was ever started
+        engine.default = FakeRun()
+        until_status(waiting, "completed")
+    assert engine.starts == {job.container_name: 1, waiting.container_name: 1}
