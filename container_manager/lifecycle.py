@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from django.db import connections, router, transaction
 from django.db.models import F, Q, QuerySet
-from django.db.models.functions import Now
 from django.db.models.signals import post_save
 from django.utils import timezone
 
@@ -33,7 +32,7 @@ from container_manager.models import (
     JobEvent,
 )
 from container_manager.models.admission import Desk
-from container_manager.models.clock import from_now, time_until
+from container_manager.models.clock import Now, from_now, time_until
 from container_manager.models.job import NOTE_FIELDS, SPEC_FIELDS
 from container_manager.models.lease import HeldLease
 from container_manager.records import (
