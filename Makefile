@@ -33,13 +33,15 @@ demo-web: $(STAMP) ## the admin with the demo's jobs, on http://127.0.0.1:8000/a
 demo-clean: $(STAMP) ## remove whatever the demo made: containers, images, engine, database
 	@$(RUN)/python demo/run_demo.py --clean
 
-.PHONY: test test-unit test-db test-contract test-engine test-acceptance test-browser
+.PHONY: test test-unit test-db test-mysql test-contract test-engine test-acceptance test-browser
 test: $(STAMP) ## everything, against real engines and databases; stages: make test-unit and so on
 	@$(CHECK)
 test-unit: $(STAMP)
 	@$(CHECK) unit
 test-db: $(STAMP)
-	@$(CHECK) db-sqlite db-postgres
+	@$(CHECK) db-sqlite db-postgres db-mariadb
+test-mysql: $(STAMP)
+	@$(CHECK) db-mysql
 test-contract: $(STAMP)
 	@$(CHECK) contract
 test-engine: $(STAMP)
@@ -69,4 +71,4 @@ docs: $(STAMP) ## the documentation's links and statements
 stop: ## switch off engines and databases that tests left running
 	@$(PYTHON) tools/check.py --stop
 clean: stop ## and remove what make made (but not the demo's: demo-clean)
-	@rm -rf $(VENV) .state/matrix .state/bootstrap .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) .state/matrix .state/bootstrap .state/mysql .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

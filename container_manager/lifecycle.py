@@ -12,11 +12,10 @@ import copy
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from django.db import connections, router, transaction
 from django.db.models import F, Q, QuerySet
-from django.db.models.functions import Now
 from django.db.models.signals import post_save
 from django.utils import timezone
 
@@ -33,7 +32,7 @@ from container_manager.models import (
     JobEvent,
 )
 from container_manager.models.admission import Desk
-from container_manager.models.clock import from_now, time_until
+from container_manager.models.clock import Now, from_now, time_until
 from container_manager.models.job import NOTE_FIELDS, SPEC_FIELDS
 from container_manager.models.lease import HeldLease
 from container_manager.records import (
@@ -63,6 +62,8 @@ _BLANK_RECORD: dict[str, Any] = {
     "cpu_usage_percent": None,
 }
 _STARTED_FIELDS = ["container_id", "started_at", "spec_hash", "image_id", "image_digest", "docker_log"]
+
+_OfAttempt = TypeVar("_OfAttempt", ExecutionMetadata, JobEvent)
 
 
 # ---------------------------------------------------------------------------------------- callers
@@ -244,7 +245,6 @@ def claim(
         if host.cpus:
             movable &= Q(cpu_limit__lte=host.cpus)
         place |= movable
-    features = connections[_alias()].features
     with transaction.atomic(using=_alias()):
         EngineLease.fence(lease)
         waiting: QuerySet[ContainerJob] = QuerySet(ContainerJob).filter(
@@ -252,13 +252,7 @@ def claim(
         )
         if only is not None:
             waiting = waiting.filter(pk__in=list(only))
-        if features.has_select_for_update_skip_locked:
-            waiting = waiting.select_for_update(skip_locked=True)
-        elif features.has_select_for_update:
-            waiting = waiting.select_for_update()
-        jobs = list(
-            waiting.order_by("-priority", "created_at", "pk").defer("stdout_log", "stderr_log")[:limit]
-        )
+        jobs = _lock_best(waiting, limit)
         if not jobs:
             return []
         now = timezone.now()
@@ -296,8 +290,8 @@ def claim(
                     actor=worker,
                 )
             )
-        executions = _stored(ExecutionMetadata.objects.bulk_create(executions))
-        JobEvent.objects.bulk_create(events)
+        _insert_for_attempts(executions)
+        _insert_for_attempts(events, transition=Transition.CLAIM)
         for job, event in zip(jobs, events, strict=True):
             _announce(job, event, ("status", "docker_host", "attempt", "launched_at"))
     return list(zip(jobs, executions, strict=True))
@@ -657,21 +651,49 @@ def _blank(job: ContainerJob) -> None:
         setattr(job, name, value)
 
 
-def _stored(executions: list[ExecutionMetadata]) -> list[ExecutionMetadata]:
-    """The rows with their keys, which MySQL does not tell of rows that it stores in bulk."""
-    if all(execution.pk for execution in executions):
-        return executions
-    found = ExecutionMetadata.objects.filter(job__in=[execution.job_id for execution in executions])
-    rows = {(row.job_id, row.attempt): row for row in found}
-    return [rows[execution.job_id, execution.attempt] for execution in executions]
-
-
 def _final_transition(source: Status, target: Status) -> Transition:
     if target is Status.CANCELLED:
         return Transition.CANCEL
     if source is Status.RUNNING:
         return Transition.FINISH
     return Transition.EXPIRE if target is Status.TIMEOUT else Transition.REJECT
+
+
+def _lock_best(waiting: QuerySet[ContainerJob], limit: int) -> list[ContainerJob]:
+    """Lock the first `limit` jobs by priority, then age, that nobody else has locked; they are in order.
+
+    Chosen without a lock and then locked by their keys. MySQL and MariaDB lock every row that a query reads,
+    and to sort them it reads all that wait: rivals would find nothing left, or worse jobs than there are.
+    """
+    features = connections[_alias()].features
+    locking = waiting.defer("stdout_log", "stderr_log")
+    if features.has_select_for_update:
+        locking = locking.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
+    order = ("-priority", "created_at", "pk")
+    taken: list[ContainerJob] = []
+    tried: list[Any] = []
+    while wanted := limit - len(taken):
+        best = waiting.exclude(pk__in=tried).order_by(*order).values_list("pk", flat=True)
+        chosen = list(best[:wanted])
+        taken += locking.filter(pk__in=chosen).order_by(*order)
+        if len(chosen) < wanted:
+            break
+        tried += chosen
+    return taken
+
+
+def _insert_for_attempts(rows: Sequence[_OfAttempt], **further: str) -> None:
+    """Store rows in one go, of which an attempt has one; with `further`, one of that kind.
+
+    MySQL does not tell the keys of rows that were inserted together: they are read back by the attempt.
+    """
+    table: QuerySet[_OfAttempt] = QuerySet(type(rows[0]))
+    table.bulk_create(rows)
+    if not connections[_alias()].features.can_return_rows_from_bulk_insert:
+        stored = table.filter(job__in=[row.job_id for row in rows], **further)
+        keys = {(job, attempt): key for job, attempt, key in stored.values_list("job_id", "attempt", "pk")}
+        for row in rows:
+            row.pk = keys[row.job_id, row.attempt]
 
 
 def _store_late_record(

@@ -64,21 +64,24 @@ def child_environment(transactional_db: None) -> dict[str, str]:
     """The environment for a child process that works on this test's database."""
     from django.db import connection
 
+    database = engines.database()
     return {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": os.environ.get("DJANGO_SETTINGS_MODULE", "tests.settings"),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(engines.PROJECT), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         "CM_TEST_DB_NAME": str(connection.settings_dict["NAME"]),
-        **({"CM_TEST_POSTGRES_URL": engines.postgres_url()} if connection.vendor == "postgresql" else {}),
+        **({"CM_TEST_POSTGRES_URL": engines.postgres_url()} if database == "postgres" else {}),
+        **({"CM_TEST_MARIADB_URL": engines.mariadb_url()} if database == "mariadb" else {}),
+        **({"CM_TEST_MYSQL_URL": engines.mysql_url()} if database == "mysql" else {}),
     }
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests of PostgreSQL's own features belong to the run on PostgreSQL, not to the one on SQLite."""
-    if os.environ.get("CM_TEST_DB") == "postgres":
-        return
-    other = [item for item in items if item.get_closest_marker("postgres")]
+    """Tests of what some databases have belong to the runs on those, and not to the others."""
+    database = engines.database()
+    lacking = {"postgres": [], "sqlite": ["postgres", "server"]}.get(database, ["postgres"])
+    other = [item for item in items if any(item.get_closest_marker(name) for name in lacking)]
     if other:
         config.hook.pytest_deselected(items=other)
         items[:] = [item for item in items if item not in other]

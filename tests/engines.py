@@ -1,10 +1,12 @@
-"""The real parts that tests stand on: Docker engines, PostgreSQL, Chromium.
+"""The real parts that tests stand on: Docker engines, PostgreSQL, MariaDB, Chromium.
 
 Where a part is missing on a laptop, its tests are skipped with the reason. With CI=true, or
 CM_REQUIRE_ALL=1, a missing part is an error.
 
 CM_TEST_DOCKER_URL    an engine to use instead of a private one
 CM_TEST_POSTGRES_URL  a PostgreSQL server to use instead of a private one
+CM_TEST_MARIADB_URL   a MariaDB server, likewise
+CM_TEST_MYSQL_URL     a MySQL server, likewise
 CM_KEEP_ENGINE=1      leave what was started running for the next run (`make clean` stops it)
 """
 
@@ -20,8 +22,11 @@ import pytest
 
 from tools import apt, base_image, engine_http
 from tools.engine import Engine, EngineError, refusal
+from tools.mariadb import MariaDB, provide_driver
+from tools.mysql import MySQL
 from tools.parts import ENGINES, PREFIX, Share
-from tools.postgres import Cluster, PostgresError
+from tools.postgres import Cluster
+from tools.private_server import ServerError
 
 BASE_IMAGE = "cm-base:test"
 PROJECT = Path(__file__).resolve().parent.parent
@@ -30,6 +35,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 def required() -> bool:
     """Whether a missing part is an error."""
     return os.environ.get("CI", "").lower() in {"1", "true", "yes"} or bool(os.environ.get("CM_REQUIRE_ALL"))
+
+
+def database() -> str:
+    """The kind of database that the tests work on."""
+    return os.environ.get("CM_TEST_DB") or "sqlite"
 
 
 def missing(part: str, reason: str) -> NoReturn:
@@ -88,9 +98,30 @@ def postgres_url() -> str:
     SHARE.join()
     try:
         return Cluster().start()
-    except PostgresError as error:
+    except ServerError as error:
         # Settings are being loaded, there is no test to skip yet.
         raise pytest.UsageError(f"CM_TEST_DB=postgres: {error}") from error
+
+
+@functools.cache
+def mariadb_url() -> str:
+    """The MariaDB server of the tests: the one that was named, or a private one. The driver is there, too."""
+    return _mysql_or_alike(MariaDB(), os.environ.get("CM_TEST_MARIADB_URL"))
+
+
+@functools.cache
+def mysql_url() -> str:
+    """The same for MySQL."""
+    return _mysql_or_alike(MySQL(), os.environ.get("CM_TEST_MYSQL_URL"))
+
+
+def _mysql_or_alike(private: MariaDB, named: str | None) -> str:
+    SHARE.join()
+    try:
+        provide_driver()
+        return named or private.start()
+    except ServerError as error:
+        raise pytest.UsageError(f"CM_TEST_DB={private.kind}: {error}") from error
 
 
 def chromium_path() -> str:

@@ -1,7 +1,8 @@
 """Django settings of the tests, steered by the environment.
 
-CM_TEST_DB           sqlite (default) or postgres
+CM_TEST_DB           sqlite (default), postgres, mariadb or mysql
 CM_TEST_POSTGRES_URL an existing server; a private one is started where it is not set
+CM_TEST_MARIADB_URL  the same, as is CM_TEST_MYSQL_URL
 CM_TEST_DB_NAME      the database itself, for child processes that join a running test (`child_environment`)
 """
 
@@ -11,9 +12,9 @@ import os
 import tempfile
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
-from tests.engines import postgres_url
+from tests.engines import database, mariadb_url, mysql_url, postgres_url
 
 SECRET_KEY = "only-for-tests"
 DEBUG = False
@@ -78,17 +79,29 @@ def _sqlite() -> dict[str, Any]:
 
 
 def _postgres() -> dict[str, Any]:
-    server = urlsplit(postgres_url())
+    return _on_server("django.db.backends.postgresql", urlsplit(postgres_url()))
+
+
+def _mariadb() -> dict[str, Any]:
+    return _on_server("django.db.backends.mysql", urlsplit(mariadb_url()))
+
+
+def _mysql() -> dict[str, Any]:
+    return _on_server("django.db.backends.mysql", urlsplit(mysql_url()))
+
+
+def _on_server(backend: str, server: SplitResult) -> dict[str, Any]:
     return {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": os.environ.get("CM_TEST_DB_NAME") or server.path.lstrip("/") or "postgres",
+        "ENGINE": backend,
+        "NAME": os.environ.get("CM_TEST_DB_NAME") or server.path.lstrip("/"),
         "USER": unquote(server.username or ""),
         "PASSWORD": unquote(server.password or ""),
         "HOST": server.hostname or "",
-        "PORT": server.port or 5432,
+        "PORT": server.port or "",
         # Several runs may share a server.
         "TEST": {"NAME": f"test_container_jobs_{os.getpid()}"},
     }
 
 
-DATABASES = {"default": _postgres() if os.environ.get("CM_TEST_DB") == "postgres" else _sqlite()}
+_KINDS = {"sqlite": _sqlite, "postgres": _postgres, "mariadb": _mariadb, "mysql": _mysql}
+DATABASES = {"default": _KINDS[database()]()}

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 POLICY = Path("/usr/sbin/policy-rc.d")
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+DEBIAN = "http://deb.debian.org/debian"
 
 
 class CannotInstallError(RuntimeError):
@@ -40,6 +42,36 @@ def install(packages: list[str]) -> None:
         # The lists may be as old as the machine's image, or missing: an install alone tells nothing then.
         _apt("update")
         _apt("install", "-y", "--no-install-recommends", *packages)
+
+
+def download(package: str, *, suite: str, folder: Path) -> list[Path]:
+    """Fetch a package of another Debian release and all that it needs, into `folder`; installs nothing.
+
+    What lies there already is not fetched again. Raises `CannotInstallError`.
+    """
+    if not shutil.which("apt-get") or not KEYRING.exists():
+        raise CannotInstallError(f"cannot fetch {package}: this is not Debian (no apt-get, or no {KEYRING})")
+    print(f"apt: fetching {package} of Debian {suite}", file=sys.stderr, flush=True)
+    # A little world in which nothing is installed, so that apt chooses the C library of that release as well.
+    for part in ("etc", "lists/partial", "archives/partial"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    (folder / "etc" / "sources.list").write_text(f"deb [signed-by={KEYRING}] {DEBIAN} {suite} main\n")
+    (folder / "status").touch()
+    world = {
+        "Dir::Etc::sourcelist": folder / "etc" / "sources.list",
+        "Dir::Etc::sourceparts": "/nonexistent",
+        "Dir::Etc::preferencesparts": "/nonexistent",
+        "Dir::State::lists": folder / "lists",
+        "Dir::State::status": folder / "status",
+        "Dir::Cache::archives": folder / "archives",
+        "Dir::Cache::pkgcache": "",
+        "Dir::Cache::srcpkgcache": "",
+        "APT::Sandbox::User": "root",
+    }
+    options = [part for name, value in world.items() for part in ("-o", f"{name}={value}")]
+    _apt(*options, "update")
+    _apt(*options, "install", "-y", "--no-install-recommends", "--download-only", package)
+    return sorted((folder / "archives").glob("*.deb"))
 
 
 def _apt(*arguments: str) -> None:

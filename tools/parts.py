@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import IO
 
 from tools.engine import engines_below
+from tools.mariadb import MariaDB
+from tools.mysql import MySQL
 from tools.postgres import Cluster
 
 STATE = Path(__file__).resolve().parent.parent / ".state"
@@ -50,3 +52,5 @@ def _stop_all() -> None:
         if engine.name.startswith(PREFIX):
             engine.stop()
     Cluster().stop()
+    MariaDB().stop()
+    MySQL().stop()

@@ -9,27 +9,18 @@ Durability is switched off: this is for tests and for nothing else.
 from __future__ import annotations
 
 import argparse
-import fcntl
-import hashlib
-import os
-import pwd
-import secrets
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools import apt
+from tools.private_server import PrivateServer, ServerError
 
-PROJECT = Path(__file__).resolve().parent.parent
-# The server's account must be able to reach its data; a checkout often lies in somebody's private home.
-PLACE = Path("/var/tmp")  # noqa: S108 - below it only a directory that belongs to us is used
 MINIMUM = 15
 QUICK = {
     "fsync": "off",
@@ -40,10 +31,6 @@ QUICK = {
     "unix_socket_directories": "''",
     "timezone": "'UTC'",
 }
-
-
-class PostgresError(RuntimeError):
-    """PostgreSQL cannot be had here; the text says why and what would help."""
 
 
 def binaries() -> Path | None:
@@ -66,126 +53,47 @@ def refusal() -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cluster:
+class Cluster(PrivateServer):
     """One private cluster; another checkout of the project has another."""
 
-    project: Path = PROJECT
+    kind: ClassVar[str] = "pg"
+    account: ClassVar[str] = "postgres"
 
-    @property
-    def home(self) -> Path:
-        """Where data, log and password lie; the server's account owns it."""
-        return PLACE / f"container-jobs-pg-{hashlib.sha256(str(self.project).encode()).hexdigest()[:8]}"
-
-    def start(self) -> str:
-        """Start it, or find it running; returns its URL. Raises `PostgresError`."""
-        programs = self._programs()
-        with self._locked():
-            url = self.home / "url"
-            if url.exists() and self._running(programs):
-                return url.read_text()
-            self._remove(programs)
-            return self._create(programs)
-
-    def stop(self) -> None:
-        """Stop it and remove everything of it. No cluster: no effect."""
-        programs = binaries()
-        if programs is not None and self.home.exists():
-            with self._locked():
-                self._remove(programs)
-
-    def _create(self, programs: Path) -> str:
-        owner = _account()
-        self.home.mkdir(mode=0o700)
-        os.chown(self.home, owner.pw_uid, owner.pw_gid)
-        password, port = secrets.token_urlsafe(18), _free_port()
-        secret = self.home / "password"
-        secret.touch(mode=0o600)
-        secret.write_text(password)
-        os.chown(secret, owner.pw_uid, owner.pw_gid)
-        accounts = ["--username", "tests", "--auth", "scram-sha-256", "--pwfile", str(secret)]
-        texts = ["--encoding", "UTF8", "--locale", "C.UTF-8"]
-        self._run([f"{programs}/initdb", "--pgdata", f"{self.home}/data", "--no-sync", *accounts, *texts])
-        settings = "".join(f"{name} = {value}\n" for name, value in {**QUICK, "port": str(port)}.items())
-        with (self.home / "data" / "postgresql.conf").open("a") as configuration:
-            configuration.write(settings)
-        waiting = ["--log", f"{self.home}/log", "--wait", "--timeout", "60"]
-        self._run([f"{programs}/pg_ctl", "--pgdata", f"{self.home}/data", *waiting, "start"])
-        url = f"postgresql://tests:{password}@127.0.0.1:{port}/postgres"
-        draft = self.home / "url"
-        draft.touch(mode=0o600)
-        draft.write_text(url)
-        return url
-
-    def _remove(self, programs: Path) -> None:
-        if not self.home.exists():
-            return
-        if self.home.is_symlink() or self.home.stat().st_uid != _account().pw_uid:
-            raise PostgresError(f"{self.home} belongs to somebody else: remove it, it is in the way")
-        if self._running(programs):
-            stop = [
-                f"{programs}/pg_ctl",
-                "--pgdata",
-                f"{self.home}/data",
-                "--mode",
-                "immediate",
-                "--wait",
-                "stop",
-            ]
-            self._run(stop)
-        shutil.rmtree(self.home)
-
-    def _running(self, programs: Path) -> bool:
-        if not (self.home / "data" / "postmaster.pid").exists():
-            return False
-        command = [f"{programs}/pg_ctl", "--pgdata", f"{self.home}/data", "status"]
-        return subprocess.run(_as_owner(command), capture_output=True, check=False, cwd="/").returncode == 0
-
-    def _run(self, command: list[str]) -> None:
-        # The server keeps whatever it inherits open: a pipe of ours would never end.
-        log = self.home / "tool.log"
-        with log.open("w") as out:
-            code = subprocess.run(
-                _as_owner(command), stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/", check=False
-            ).returncode
-        if code:
-            server = self.home / "log"
-            text = log.read_text() + (server.read_text() if server.exists() else "")
-            raise PostgresError(f"{Path(command[0]).name} failed with exit code {code}:\n{text[-2000:]}")
-
-    def _programs(self) -> Path:
+    def _provide(self) -> None:
         if reason := refusal():
-            raise PostgresError(reason)
+            raise ServerError(reason)
         if binaries() is None:
             try:
                 apt.install(["postgresql"])
             except apt.CannotInstallError as error:
-                raise PostgresError(str(error)) from error
-        programs = binaries()
-        if programs is None:
-            raise PostgresError(f"this machine's packages have no PostgreSQL {MINIMUM} or newer")
-        return programs
+                raise ServerError(str(error)) from error
+        if binaries() is None:
+            raise ServerError(f"this machine's packages have no PostgreSQL {MINIMUM} or newer")
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock_file = self.home.with_suffix(".lock")
-        with os.fdopen(os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def _create(self, password: str, port: int) -> str:
+        secret = self._write("password", password)
+        accounts = ["--username", "tests", "--auth", "scram-sha-256", "--pwfile", str(secret)]
+        texts = ["--encoding", "UTF8", "--locale", "C.UTF-8"]
+        self._run([f"{binaries()}/initdb", "--pgdata", f"{self.home}/data", "--no-sync", *accounts, *texts])
+        settings = "".join(f"{name} = {value}\n" for name, value in {**QUICK, "port": str(port)}.items())
+        with (self.home / "data" / "postgresql.conf").open("a") as configuration:
+            configuration.write(settings)
+        self._control("--log", f"{self.home}/log", "--wait", "--timeout", "60", "start")
+        return f"postgresql://tests:{password}@127.0.0.1:{port}/postgres"
 
+    def _running(self) -> bool:
+        if binaries() is None or not (self.home / "data" / "postmaster.pid").exists():
+            return False
+        command = [f"{binaries()}/pg_ctl", "--pgdata", f"{self.home}/data", "status"]
+        return (
+            subprocess.run(self._as_owner(command), capture_output=True, check=False, cwd="/").returncode == 0
+        )
 
-def _account() -> pwd.struct_passwd:
-    """Whom the server runs as: it refuses to be root."""
-    return pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    def _halt(self) -> None:
+        self._control("--mode", "immediate", "--wait", "stop")
 
-
-def _as_owner(command: list[str]) -> list[str]:
-    return ["runuser", "-u", "postgres", "--", *command] if os.geteuid() == 0 else command
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    def _control(self, *arguments: str) -> None:
+        self._run([f"{binaries()}/pg_ctl", "--pgdata", f"{self.home}/data", *arguments])
 
 
 def main() -> int:
@@ -198,7 +106,7 @@ def main() -> int:
             print(Cluster().start())
         else:
             Cluster().stop()
-    except (PostgresError, OSError) as error:
+    except (ServerError, OSError) as error:
         print(f"postgres: {error}", file=sys.stderr)
         return 1
     return 0

@@ -208,7 +208,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name='containerjob',
-            index=models.Index(models.F('status'), models.F('docker_host'), models.OrderBy(models.F('priority'), descending=True), models.F('created_at'), name='cm_job_claim'),
+            index=models.Index(fields=['status', 'docker_host', '-priority', 'created_at'], name='cm_job_claim'),
         ),
         migrations.AddIndex(
             model_name='containerjob',

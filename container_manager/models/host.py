@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
 from django.db import models
-from django.db.models.functions import Now
 from django.utils import timezone
 
 from container_manager import signals
@@ -19,6 +18,7 @@ from container_manager.core.inert import inert_line
 from container_manager.core.observation import HostFacts
 from container_manager.executors.base import HostConfig
 from container_manager.executors.registry import executor_class
+from container_manager.models.clock import Now
 
 logger = logging.getLogger("container_manager.hosts")
 

@@ -175,12 +175,7 @@ class ContainerJob(models.Model):
         indexes = [
             # Serves the claim: what waits for a host, in the order in which it goes.
             models.Index(
-                "status",
-                "docker_host",
-                "not_before",
-                models.F("priority").desc(),
-                "created_at",
-                name="cm_job_claim",
+                fields=["status", "docker_host", "not_before", "-priority", "created_at"], name="cm_job_claim"
             ),
             models.Index(fields=["-created_at"], name="cm_job_created"),
             models.Index(fields=["not_before"], name="cm_job_not_before"),

@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 from django.db import models, transaction
 from django.db.models import F, Q
-from django.db.models.functions import Now
 
 from container_manager.core.errors import LeaseLost
-from container_manager.models.clock import from_now, time_until
+from container_manager.models.clock import Now, from_now, time_until
 
 
 class HeldLease(NamedTuple):

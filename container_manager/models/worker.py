@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 
 from django.db import models
-from django.db.models.functions import Now
 
 import container_manager
 from container_manager.identity import ProcessIdentity
+from container_manager.models.clock import Now
 
 
 class RegisteredWorker(models.Model):

@@ -50,6 +50,9 @@ class Seats:
     def __iter__(self) -> Iterator[HostSeat]:
         return iter(list(self._seats.values()))
 
+    def __len__(self) -> int:
+        return len(self._seats)
+
     def get(self, host_id: int) -> HostSeat | None:
         """Our seat at a host."""
         return self._seats.get(host_id)

@@ -19,7 +19,8 @@ from psycopg import sql
 from tools import base_image, engine_http
 from tools.engine import Engine, refusal
 from tools.parts import ENGINES, PREFIX, Share
-from tools.postgres import Cluster, PostgresError
+from tools.postgres import Cluster
+from tools.private_server import ServerError
 
 PROJECT = Path(__file__).resolve().parents[2]
 IMAGE = "cm-base:test"
@@ -88,7 +89,7 @@ def prepared() -> Iterator[Place]:
         if not postgres:
             try:
                 postgres = Cluster().start()
-            except PostgresError as error:
+            except ServerError as error:
                 reason = str(error)
         yield Place(engine_url=url, postgres_url=postgres, no_postgres=reason, folder=folder)
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection
+
+from tests.engines import database
 
 CHILD = """
 import django
@@ -20,9 +21,12 @@ User.objects.create(username="child")
 """
 
 
+@pytest.mark.django_db
 def test_the_database_is_the_one_that_was_asked_for() -> None:
-    wanted = {"postgres": "postgresql"}.get(os.environ.get("CM_TEST_DB", ""), "sqlite")
-    assert connection.vendor == wanted
+    wanted = {"postgres": "postgresql", "mariadb": "mysql"}
+    assert connection.vendor == wanted.get(database(), database())
+    if connection.vendor == "mysql":
+        assert connection.mysql_is_mariadb is (database() == "mariadb")  # type: ignore[attr-defined]
 
 
 @pytest.mark.django_db(transaction=True)
@@ -39,7 +43,7 @@ def test_a_child_process_joins_the_tests_database(child_environment: dict[str, s
 @pytest.mark.django_db
 def test_sqlite_is_a_file_with_a_write_ahead_log() -> None:
     if connection.vendor != "sqlite":
-        assert connection.vendor == "postgresql"
+        assert connection.vendor in {"postgresql", "mysql"}
         return
     assert Path(connection.settings_dict["NAME"]).is_file()
     with connection.cursor() as cursor:
