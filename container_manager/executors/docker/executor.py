@@ -221,6 +221,7 @@ class DockerExecutor(Executor):
 
     def close(self) -> None:
         """See `Executor.close`."""
+        self._images.close()
         self._connection.close()
 
     # ------------------------------------------------------------------------------------- insides
