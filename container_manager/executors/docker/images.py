@@ -87,10 +87,10 @@ class ImageStore:
                 del self._pulls[image]
         return pull.result()
 
-    def forget(self, image: str) -> bool:
-        """The host turned out not to have it. True where we had said that it does."""
+    def forget(self, image: str) -> None:
+        """The host turned out not to have it."""
         with self._lock:
-            return self._seen.pop(image, None) is not None
+            self._seen.pop(image, None)
 
     def _cached(self, image: str) -> ImageFacts | None:
         with self._lock:

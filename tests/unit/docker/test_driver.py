@@ -198,16 +198,17 @@ class TestCreate:
             executor.create(SPEC)
         assert not any(line.startswith("DELETE") for line in stub.asked)
 
-    def test_an_image_that_went_since_it_was_seen_is_fetched_again(
+    def test_an_image_that_went_since_it_was_seen_is_looked_for_again(
         self, stub: StubEngine, executor: DockerExecutor
     ) -> None:
         there = {"Id": "sha256:" + "a" * 64, "RepoDigests": []}
         image = f"GET /images/{SPEC.image}/json"
         stub.routes[image] = says(there)
         executor.pull(SPEC.image)
-        answers = iter([(404, {"message": "No such image: app"}), (201, {"Id": "c" * 64})])
-        stub.routes["POST /containers/create"] = lambda answer: answer.json(*next(answers))
-        assert executor.create(SPEC) == "c" * 64
+        stub.routes["POST /containers/create"] = says({"message": "No such image: app"}, 404)
+        with pytest.raises(ImageNotFound):
+            executor.create(SPEC)
+        executor.pull(SPEC.image)
         assert stub.asked.count(image.replace("GET ", "GET /v1.41")) == 2
 
 
