@@ -3,7 +3,7 @@
     python tools/postgres.py start     prints a URL postgresql://user:password@127.0.0.1:port/postgres
     python tools/postgres.py stop
 
-Durability is switched off: this is for tests and for nothing else.
+A commit survives the server's death and not the machine's: this is for tests and for nothing else.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools import apt
+from tools.processes import Process
 
 PROJECT = Path(__file__).resolve().parent.parent
 # The server's account must be able to reach its data; a checkout often lies in somebody's private home.
@@ -33,7 +35,6 @@ PLACE = Path("/var/tmp")  # noqa: S108 - below it only a directory that belongs 
 MINIMUM = 15
 QUICK = {
     "fsync": "off",
-    "synchronous_commit": "off",
     "full_page_writes": "off",
     "max_connections": "200",
     "listen_addresses": "'127.0.0.1'",
@@ -67,14 +68,26 @@ def refusal() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """One private cluster; another checkout of the project has another."""
+    """One private cluster; another checkout of the project has another.
+
+    One with a `name` is a test's own, to be harmed. `disk_mb`: its tables lie on a file system of that size
+    (not the write-ahead log: a server that cannot write that gives up altogether); needs root.
+    """
 
     project: Path = PROJECT
+    name: str = ""
+    disk_mb: int | None = None
 
     @property
     def home(self) -> Path:
         """Where data, log and password lie; the server's account owns it."""
-        return PLACE / f"container-jobs-pg-{hashlib.sha256(str(self.project).encode()).hexdigest()[:8]}"
+        key = hashlib.sha256(str(self.project).encode()).hexdigest()[:8]
+        return PLACE / "-".join(filter(None, ["container-jobs-pg", key, self.name]))
+
+    @property
+    def data(self) -> Path:
+        """The server's data directory."""
+        return self.home / "data"
 
     def start(self) -> str:
         """Start it, or find it running; returns its URL. Raises `PostgresError`."""
@@ -93,6 +106,40 @@ class Cluster:
             with self._locked():
                 self._remove(programs)
 
+    def halt(self) -> None:
+        """Stop the server and let clients go; data and address stay for `resume`."""
+        self._control("--mode", "fast", "--wait", "stop")
+
+    def resume(self) -> None:
+        """Start the server again after `halt` or `kill`. It runs already: no effect."""
+        programs = self._programs()
+        if not self._running(programs):
+            self._launch(programs)
+
+    def restart(self) -> None:
+        """Stop and start it in one go, as an administrator does."""
+        self._control("--log", f"{self.home}/log", "--mode", "fast", "--wait", "restart")
+
+    def kill(self) -> None:
+        """SIGKILL for the server and all its processes, as when the machine's memory runs out."""
+        pid_file = self.data / "postmaster.pid"
+        server = Process.of(int(pid_file.read_text().split()[0]))
+        family = [server, *_children(server.pid)]
+        for process in family:
+            process.signal(signal.SIGKILL)
+        for process in family:
+            if not process.wait(30):
+                raise PostgresError(f"the server's process {process.pid} outlived SIGKILL")
+        # In a container without an init the dead server stays in the process table, and looks alive.
+        pid_file.unlink()
+
+    def _control(self, *arguments: str) -> None:
+        self._run([f"{self._programs()}/pg_ctl", "--pgdata", str(self.data), *arguments])
+
+    def _launch(self, programs: Path) -> None:
+        waiting = ["--log", f"{self.home}/log", "--wait", "--timeout", "60"]
+        self._run([f"{programs}/pg_ctl", "--pgdata", str(self.data), *waiting, "start"])
+
     def _create(self, programs: Path) -> str:
         owner = _account()
         self.home.mkdir(mode=0o700)
@@ -104,12 +151,17 @@ class Cluster:
         os.chown(secret, owner.pw_uid, owner.pw_gid)
         accounts = ["--username", "tests", "--auth", "scram-sha-256", "--pwfile", str(secret)]
         texts = ["--encoding", "UTF8", "--locale", "C.UTF-8"]
-        self._run([f"{programs}/initdb", "--pgdata", f"{self.home}/data", "--no-sync", *accounts, *texts])
+        places = ["--pgdata", str(self.data)]
+        if self.disk_mb is not None:
+            self.data.mkdir()
+            options = f"size={self.disk_mb}m,mode=700,uid={owner.pw_uid},gid={owner.pw_gid}"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.data)], check=True)
+            places += ["--waldir", f"{self.home}/wal"]
+        self._run([f"{programs}/initdb", *places, "--no-sync", *accounts, *texts])
         settings = "".join(f"{name} = {value}\n" for name, value in {**QUICK, "port": str(port)}.items())
-        with (self.home / "data" / "postgresql.conf").open("a") as configuration:
+        with (self.data / "postgresql.conf").open("a") as configuration:
             configuration.write(settings)
-        waiting = ["--log", f"{self.home}/log", "--wait", "--timeout", "60"]
-        self._run([f"{programs}/pg_ctl", "--pgdata", f"{self.home}/data", *waiting, "start"])
+        self._launch(programs)
         url = f"postgresql://tests:{password}@127.0.0.1:{port}/postgres"
         draft = self.home / "url"
         draft.touch(mode=0o600)
@@ -122,22 +174,17 @@ class Cluster:
         if self.home.is_symlink() or self.home.stat().st_uid != _account().pw_uid:
             raise PostgresError(f"{self.home} belongs to somebody else: remove it, it is in the way")
         if self._running(programs):
-            stop = [
-                f"{programs}/pg_ctl",
-                "--pgdata",
-                f"{self.home}/data",
-                "--mode",
-                "immediate",
-                "--wait",
-                "stop",
-            ]
-            self._run(stop)
+            self._control("--mode", "immediate", "--wait", "stop")
+        if self.data.is_mount():
+            subprocess.run(["umount", str(self.data)], check=True)
         shutil.rmtree(self.home)
+        if self.name:
+            self.home.with_suffix(".lock").unlink(missing_ok=True)
 
     def _running(self, programs: Path) -> bool:
-        if not (self.home / "data" / "postmaster.pid").exists():
+        if not (self.data / "postmaster.pid").exists():
             return False
-        command = [f"{programs}/pg_ctl", "--pgdata", f"{self.home}/data", "status"]
+        command = [f"{programs}/pg_ctl", "--pgdata", str(self.data), "status"]
         return subprocess.run(_as_owner(command), capture_output=True, check=False, cwd="/").returncode == 0
 
     def _run(self, command: list[str]) -> None:
@@ -171,6 +218,18 @@ class Cluster:
         with os.fdopen(os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _children(pid: int) -> list[Process]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid:
+                found.append(Process.of(int(folder.name)))
+        except (OSError, ProcessLookupError):
+            continue  # it ended while we looked
+    return found
 
 
 def _account() -> pwd.struct_passwd:
