@@ -206,8 +206,16 @@ def test_row_27_a_refusal_is_final_at_once(
     ],
 )
 def test_row_27_trouble_that_lasts_is_given_up_after_a_few_tries(
-    host: ExecutorHost, proxy: RegistryProxy, image: str, kind: str, status: int, words: str
+    host: ExecutorHost,
+    proxy: RegistryProxy,
+    image: str,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    status: int,
+    words: str,
 ) -> None:
+    if kind == "blob":  # before it gives a blob up, the engine itself pauses for seconds each time
+        monkeypatch.setattr(images, "RETRY_SECONDS", (0.3,))
     proxy.go_wrong(Fault(on="blob" if kind == "blob" else "manifest", act="answer", status=status))
     job = finished(_job(image))
     assert (job.status, job.exit_reason) == ("failed", "image_pull_failed"), job.exit_message
