@@ -24,12 +24,14 @@ from tests import engines
 from tests.acceptance.running import WAITING_PROGRAM
 from tests.fault.commit_cutter import CommitCutter
 from tests.fault.parts import (
+    PATIENCE_SECONDS,
     Database,
     EngineWatch,
     WorkerProcess,
     audit,
     local_host,
     python,
+    states,
     until,
     until_cleaned,
     until_ended,
@@ -38,6 +40,9 @@ from tests.fault.server import Server
 from tools.postgres import Cluster, PostgresError
 
 pytestmark = pytest.mark.engine
+
+#: A lease has run out by then, and every repeated look was taken.
+SOON_SECONDS = 45.0
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +107,12 @@ def quick_jobs(number: int) -> list[ContainerJob]:
     return ContainerJob.objects.create_jobs(wish for _ in range(number))
 
 
-def until_all_say(jobs: list[ContainerJob], words: str) -> None:
+def until_all_say(jobs: list[ContainerJob], words: str, *, seconds: float = PATIENCE_SECONDS) -> None:
     ids = [job.pk for job in jobs]
     until(
         lambda: ContainerJob.objects.filter(pk__in=ids, stdout_log__contains=words).count() == len(ids),
-        f"{len(ids)} jobs to say {words!r}",
+        lambda: f"{len(ids)} jobs to say {words!r}; they are {states(jobs)}",
+        seconds=seconds,
     )
 
 
@@ -239,6 +245,7 @@ def test_row_18_connections_that_break_again_and_again(
 @pytest.mark.parametrize(
     ("moment", "marker"),
     [
+        ("acquire", '"acquired_at" ='),
         ("claim", 'INSERT INTO "container_manager_executionmetadata"'),
         ("start", "'running'"),
         ("finish", "'completed'"),
@@ -257,12 +264,30 @@ def test_row_18_a_commit_whose_answer_is_lost(
             waiting, jobs = waiting_jobs(1), quick_jobs(4)
             assert cutter.cut.wait(60), f"no commit with {marker} went through\n{worker.log}"
             worker.until_it_says("database:")
-            until(lambda: any(watch.of(job).starts for job in waiting), f"the job to start\n{worker.log}")
-            until_all_say(waiting, "first words")
+            until_all_say(waiting, "first words", seconds=SOON_SECONDS)
             watch.signal(waiting[0], "SIGUSR1")
-            until_ended([*waiting, *jobs])
+            until_ended([*waiting, *jobs], seconds=SOON_SECONDS)
             until_cleaned(watch)
         must_be_right(watch, waiting, jobs)
+
+
+def test_row_18_an_adoption_whose_answer_is_lost(on_postgres: Scene, server: Server) -> None:
+    """The next worker's first act is cut off: what runs is in its name, and it has to find that out."""
+    watch = on_postgres.watch
+    with WorkerProcess(on_postgres.database, "--poll-interval", "0.2") as first:
+        waiting = waiting_jobs(3)
+        until_all_say(waiting, "first words")
+        first.stop()
+    with CommitCutter(server.url, "'adopt'") as cutter:
+        through = {"CM_TEST_POSTGRES_URL": cutter.url}
+        with WorkerProcess(on_postgres.database, "--poll-interval", "0.2", **through) as second:
+            assert cutter.cut.wait(60), f"nothing was adopted\n{second.log}"
+            second.until_it_says("database:")
+            for job in waiting:
+                watch.signal(job, "SIGUSR1")
+            until_ended(waiting, seconds=SOON_SECONDS)
+            until_cleaned(watch)
+        must_be_right(watch, waiting, [])
 
 
 CREATOR = """
