@@ -30,13 +30,13 @@ from tests.fault.parts import (
 from tests.fault.server import Server
 from tools.postgres import Cluster, PostgresError
 
-pytestmark = pytest.mark.engine
-
 SLOTS = 8
 JOBS = 1000 if FULL else 100
 CREATORS = 4
 #: Two cores run about five containers a second; the machine may be busy.
 DEADLINE_SECONDS = 60 + JOBS * 1.5
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(DEADLINE_SECONDS * 2 + 120)]
 
 #: Creates its share of the jobs one by one, cancels every tenth, and says which is which.
 CREATOR = """
