@@ -239,7 +239,7 @@ class EngineWatch:
         self._jobs: dict[str, Seen] = {}
         self._running: Counter[str] = Counter()
         self.most_at_once = 0
-        self._stream: CancellableStream = self._client.events(
+        self._stream: CancellableStream[dict[str, Any]] = self._client.events(
             filters={"type": "container", "label": self._label}, decode=True
         )
         self._thread = threading.Thread(target=self._read, name="engine-watch", daemon=True)
