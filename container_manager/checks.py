@@ -8,6 +8,7 @@ from typing import Any
 from django.apps import AppConfig
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004
+from django.db import OperationalError, connections
 from django.utils.module_loading import import_string
 
 from container_manager.conf import SETTING, Settings, problems
@@ -72,6 +73,37 @@ def check_sqlite(
                     hint="Set OPTIONS = {'transaction_mode': 'IMMEDIATE', 'timeout': 20, "
                     "'init_command': 'PRAGMA journal_mode=WAL'}.",
                     id="container_manager.W002",
+                )
+            )
+    return found
+
+
+@register(Tags.database)
+def check_sqlite_journal(
+    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """W003: an SQLite file without a write-ahead log. The file knows its mode, so it is asked."""
+    found: list[CheckMessage] = []
+    for alias in databases or ():
+        connection = connections[alias]
+        if connection.vendor != "sqlite":
+            continue
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT file FROM pragma_database_list WHERE name = 'main'")
+                is_file = bool(cursor.fetchone()[0])
+                cursor.execute("PRAGMA journal_mode")
+                mode = str(cursor.fetchone()[0])
+        except OperationalError:
+            continue  # whatever keeps the file from being read is told better by what comes next
+        if is_file and mode != "wal":
+            found.append(
+                Warning(
+                    f"The SQLite database {alias!r} keeps its journal in mode {mode!r}; a worker that writes "
+                    "and a web process that reads hold each other up.",
+                    hint="Set OPTIONS = {'init_command': 'PRAGMA journal_mode=WAL', ...}. The file keeps the "
+                    "mode; it has to lie on a local disk.",
+                    id="container_manager.W003",
                 )
             )
     return found

@@ -9,7 +9,9 @@ Durability is switched off: this is for tests and for nothing else.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ from typing import ClassVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools import apt
-from tools.private_server import PrivateServer, ServerError
+from tools.private_server import PLACE, PrivateServer, ServerError
+from tools.processes import Process
 
 MINIMUM = 15
 QUICK = {
@@ -54,10 +57,54 @@ def refusal() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster(PrivateServer):
-    """One private cluster; another checkout of the project has another."""
+    """One private cluster; another checkout of the project has another.
+
+    One with a `name` is a test's own, to be harmed. `disk_mb`: its tables lie on a file system of that size
+    (not the write-ahead log: a server that cannot write that gives up altogether); needs root.
+    """
+
+    name: str = ""
+    disk_mb: int | None = None
 
     kind: ClassVar[str] = "pg"
     account: ClassVar[str] = "postgres"
+
+    @property
+    def home(self) -> Path:
+        """Where data, log and password lie; the server's account owns it."""
+        key = hashlib.sha256(str(self.project).encode()).hexdigest()[:8]
+        return PLACE / "-".join(filter(None, [f"container-jobs-{self.kind}", key, self.name]))
+
+    @property
+    def data(self) -> Path:
+        """The server's data directory."""
+        return self.home / "data"
+
+    def halt(self) -> None:
+        """Stop the server and let clients go; data and address stay for `resume`."""
+        self._control("--mode", "fast", "--wait", "stop")
+
+    def resume(self) -> None:
+        """Start the server again after `halt` or `kill`. It runs already: no effect."""
+        if not self._running():
+            self._launch()
+
+    def restart(self) -> None:
+        """Stop and start it in one go, as an administrator does."""
+        self._control("--log", f"{self.home}/log", "--mode", "fast", "--wait", "restart")
+
+    def kill(self) -> None:
+        """SIGKILL for the server and all its processes, as when the machine's memory runs out."""
+        pid_file = self.data / "postmaster.pid"
+        server = Process.of(int(pid_file.read_text().split()[0]))
+        family = [server, *_children(server.pid)]
+        for process in family:
+            process.signal(signal.SIGKILL)
+        for process in family:
+            if not process.wait(30):
+                raise ServerError(f"the server's process {process.pid} outlived SIGKILL")
+        # In a container without an init the dead server stays in the process table, and looks alive.
+        pid_file.unlink()
 
     def _provide(self) -> None:
         if reason := refusal():
@@ -74,17 +121,24 @@ class Cluster(PrivateServer):
         secret = self._write("password", password)
         accounts = ["--username", "tests", "--auth", "scram-sha-256", "--pwfile", str(secret)]
         texts = ["--encoding", "UTF8", "--locale", "C.UTF-8"]
-        self._run([f"{binaries()}/initdb", "--pgdata", f"{self.home}/data", "--no-sync", *accounts, *texts])
+        places = ["--pgdata", str(self.data)]
+        if self.disk_mb is not None:
+            owner = self._owner()
+            self.data.mkdir()
+            options = f"size={self.disk_mb}m,mode=700,uid={owner.pw_uid},gid={owner.pw_gid}"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.data)], check=True)
+            places += ["--waldir", f"{self.home}/wal"]
+        self._run([f"{binaries()}/initdb", *places, "--no-sync", *accounts, *texts])
         settings = "".join(f"{name} = {value}\n" for name, value in {**QUICK, "port": str(port)}.items())
-        with (self.home / "data" / "postgresql.conf").open("a") as configuration:
+        with (self.data / "postgresql.conf").open("a") as configuration:
             configuration.write(settings)
-        self._control("--log", f"{self.home}/log", "--wait", "--timeout", "60", "start")
+        self._launch()
         return f"postgresql://tests:{password}@127.0.0.1:{port}/postgres"
 
     def _running(self) -> bool:
-        if binaries() is None or not (self.home / "data" / "postmaster.pid").exists():
+        if binaries() is None or not (self.data / "postmaster.pid").exists():
             return False
-        command = [f"{binaries()}/pg_ctl", "--pgdata", f"{self.home}/data", "status"]
+        command = [f"{binaries()}/pg_ctl", "--pgdata", str(self.data), "status"]
         return (
             subprocess.run(self._as_owner(command), capture_output=True, check=False, cwd="/").returncode == 0
         )
@@ -92,8 +146,30 @@ class Cluster(PrivateServer):
     def _halt(self) -> None:
         self._control("--mode", "immediate", "--wait", "stop")
 
+    def _remove(self) -> None:
+        if self.data.is_mount():
+            if self._running():
+                self._halt()
+            subprocess.run(["umount", str(self.data)], check=True)
+        super()._remove()
+
+    def _launch(self) -> None:
+        self._control("--log", f"{self.home}/log", "--wait", "--timeout", "60", "start")
+
     def _control(self, *arguments: str) -> None:
-        self._run([f"{binaries()}/pg_ctl", "--pgdata", f"{self.home}/data", *arguments])
+        self._run([f"{binaries()}/pg_ctl", "--pgdata", str(self.data), *arguments])
+
+
+def _children(pid: int) -> list[Process]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid:
+                found.append(Process.of(int(folder.name)))
+        except (OSError, ProcessLookupError):
+            continue  # it ended while we looked
+    return found
 
 
 def main() -> int:

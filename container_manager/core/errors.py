@@ -14,7 +14,9 @@ ContainerManagerError
     │   ├── HostMismatch      the address answers with another engine id
     │   └── EngineFault       5xx, disk full, a daemon in trouble
     └── JobFault          the job as asked for cannot run; `reason` is the exit reason
-        ├── ImageNotFound, ImagePullFailed, ImageRefused
+        ├── ImageNotFound, ImageRefused
+        ├── ImagePullFailed
+        │   └── RegistryTrouble   too many requests, 5xx, a connection that broke: worth another try
         ├── NetworkNotFound
         ├── CommandNotFound, CommandNotExecutable, BadUser
         ├── NameTaken         a foreign container holds our deterministic name
@@ -128,6 +130,12 @@ class ImagePullFailed(JobFault):
     """The registry could not be reached or refused us."""
 
     reason = ExitReason.IMAGE_PULL_FAILED
+
+
+class RegistryTrouble(ImagePullFailed):
+    """The registry limits requests (429), is in trouble itself (5xx), or broke off."""
+
+    retryable = True
 
 
 class ImageRefused(JobFault):

@@ -111,10 +111,12 @@ class ExecutorHost(models.Model):
             )
         if not isinstance(self.executor_config, dict):
             errors["executor_config"] = 'Make it a JSON object, such as {"timeout": 60}.'
-        elif not _is_timeout(self.executor_config.get("timeout", 1)):
-            errors["executor_config"] = (
-                f"timeout is {self.executor_config['timeout']!r}; use seconds above 0."
-            )
+        else:
+            for key in ("timeout", "pull_silence_seconds"):
+                if not _is_timeout(self.executor_config.get(key, 1)):
+                    errors["executor_config"] = (
+                        f"{key} is {self.executor_config[key]!r}; use seconds above 0."
+                    )
         if self.max_concurrent_jobs is None or self.max_concurrent_jobs < 1:
             errors["max_concurrent_jobs"] = "Use 1 or more; to rest the host, clear is_active."
         if errors:

@@ -334,6 +334,7 @@ BAD_HOSTS: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"host_type": "tcp"}, "host_type", ["'tcp'", "leave it empty"]),
     ({"executor_config": ["x"]}, "executor_config", ["JSON object"]),
     ({"executor_config": {"timeout": 0}}, "executor_config", ["0", "above 0"]),
+    ({"executor_config": {"pull_silence_seconds": "2"}}, "executor_config", ["pull_silence", "above 0"]),
     ({"max_concurrent_jobs": 0}, "max_concurrent_jobs", ["1 or more"]),
 ]
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
-from django.core.checks import run_checks
+from django.core.checks import CheckMessage, run_checks
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.sqlite3.base import DatabaseWrapper
 
 from container_manager import checks
 from container_manager.conf import Settings, get_settings, problems
@@ -184,3 +188,49 @@ def test_sqlite_with_deferred_transactions_is_a_warning(
     assert found(transaction_mode="IMMEDIATE") == []
     assert found(transaction_mode="EXCLUSIVE") == []
     assert checks.check_sqlite(None) == []
+
+
+@pytest.fixture
+def journal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[CheckMessage]]]:
+    """Open an SQLite database of this name as "default", and ask the check about it."""
+    opened: list[BaseDatabaseWrapper] = []
+
+    def ask(name: object, **options: str) -> list[CheckMessage]:
+        values = {**connections["default"].settings_dict, "NAME": str(name), "OPTIONS": options}
+        opened.append(DatabaseWrapper(values, alias="default"))
+        monkeypatch.setattr(checks, "connections", {"default": opened[-1]})
+        return checks.check_sqlite_journal(None, databases=["default"])
+
+    yield ask
+    for connection in opened:
+        connection.close()
+
+
+@pytest.mark.django_db
+def test_an_sqlite_file_without_a_write_ahead_log_is_a_warning(
+    journal: Callable[..., list[CheckMessage]], tmp_path: Path
+) -> None:
+    (message,) = journal(tmp_path / "old.sqlite3")
+    assert message.id == "container_manager.W003"
+    assert "'default'" in message.msg
+    assert "'delete'" in message.msg
+    assert "PRAGMA journal_mode=WAL" in (message.hint or "")
+    assert journal(tmp_path / "new.sqlite3", init_command="PRAGMA journal_mode=WAL") == []
+    # The mode is the file's: whoever made it so, the settings need not say it again.
+    assert journal(tmp_path / "new.sqlite3") == []
+
+
+@pytest.mark.django_db
+def test_only_files_that_can_be_read_are_asked_for_their_journal(
+    journal: Callable[..., list[CheckMessage]], tmp_path: Path
+) -> None:
+    assert journal(":memory:") == []
+    assert journal("file:shared?mode=memory&cache=shared") == []
+    assert journal(tmp_path / "no" / "such" / "folder" / "x.sqlite3") == []
+    assert checks.check_sqlite_journal(None) == []
+
+
+@pytest.mark.django_db
+def test_the_tests_own_database_is_as_it_should_be() -> None:
+    found = run_checks(tags=["database"], databases=["default"])
+    assert [message for message in found if str(message.id).startswith("container_manager.")] == []

@@ -348,7 +348,10 @@ class TestUsageAndEvents:
 
 
 class TestImages:
-    def test_with_no_registry_in_reach_the_message_says_so(self, docker_url: str) -> None:
+    def test_with_no_registry_in_reach_the_message_says_so(
+        self, docker_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("container_manager.executors.docker.images.RETRY_SECONDS", (0.05,))
         driving = Driving(docker_url, auto_pull_images=True)
         said: list[str] = []
         # Nothing listens on that port of the engine's own loopback.
@@ -356,6 +359,7 @@ class TestImages:
             driving.executor.pull("127.0.0.1:9/driver/app:1", progress=said.append)
         assert "registry" in str(caught.value)
         assert "refused" in caught.value.detail
+        assert sum("trying again" in line for line in said) == 1
         driving.close()
 
     def test_where_pulling_is_off_the_switch_is_named(self, driving: Driving) -> None:

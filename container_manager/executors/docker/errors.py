@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ from container_manager.core.errors import (
     ImagePullFailed,
     JobFault,
     NetworkNotFound,
+    RegistryTrouble,
     StartFailed,
 )
 from container_manager.core.spec import ContainerSpec
@@ -37,7 +39,13 @@ _WRONG_USER = ("unable to find user", "unable to find group", "invalid user", "n
 _WRONG_DIRECTORY = ("chdir to cwd", "mkdir ", "is not a directory")
 
 # What a registry's refusal contains, in the order in which they are looked for.
-_LIMITED = ("toomanyrequests", "too many requests", "rate limit")
+_LIMITED = (
+    "toomanyrequests",
+    "too many requests",
+    "rate limit",
+    "http 429",
+    "status: 429",
+)
 _ABSENT = (
     "manifest unknown",
     "manifest for",
@@ -56,6 +64,8 @@ _FORBIDDEN = (
 )
 _UNTRUSTED = ("x509", "certificate", "server gave http response to https client", "tls:")
 _PLATFORM = ("no matching manifest", "does not match the specified platform")
+_SERVER_ERROR = re.compile(r"(?:http status:|http status code:?|http|status code|status:) 5\d\d\b")
+_BROKEN = ("unexpected eof", ": eof", "connection reset", "broken pipe", "connection refused")
 
 
 class Refused(Exception):
@@ -222,10 +232,12 @@ def pull_fault(image: str, message: str) -> ExecutorError:
     if says(_DISK_FULL):
         return EngineFault("the engine's disk is full; free space on the host", detail=message)
     if says(_LIMITED):
-        return ImagePullFailed(
+        return RegistryTrouble(
             f"the registry of {image!r} limits our requests; try later, or give the host a registry_auth",
             detail=message,
         )
+    if _SERVER_ERROR.search(text):
+        return RegistryTrouble(f"the registry of {image!r} is in trouble itself; try later", detail=message)
     if says(_PLATFORM):
         return ImagePullFailed(f"{image!r} is not there for the host's platform", detail=message)
     if says(_ABSENT):
@@ -244,7 +256,8 @@ def pull_fault(image: str, message: str) -> ExecutorError:
             "on the host",
             detail=message,
         )
-    return ImagePullFailed(
+    kind = RegistryTrouble if says(_BROKEN) or text.endswith("eof") else ImagePullFailed
+    return kind(
         f"the registry of {image!r} could not be reached from the host; check the image's name, the host's "
         "DNS, proxy and firewall",
         detail=message,

@@ -91,10 +91,8 @@ class DockerExecutor(Executor):
         try:
             return self._create(spec)
         except ImageNotFound:
-            if not self._images.forget(spec.image):
-                raise
-        self._images.ensure(spec.image)  # removed since we saw it
-        return self._create(spec)
+            self._images.forget(spec.image)  # removed since we saw it: the next pull looks again
+            raise
 
     def start(self, container_id: str) -> None:
         """`POST /containers/{id}/start`, only for what never ran: the engine would run it a second time."""
@@ -239,6 +237,7 @@ class DockerExecutor(Executor):
 
     def close(self) -> None:
         """See `Executor.close`."""
+        self._images.close()
         self._connection.close()
 
     # ------------------------------------------------------------------------------------- insides

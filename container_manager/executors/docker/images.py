@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,14 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
-from container_manager.core.errors import EngineFault, HostTimeout, ImageNotFound, ImagePullFailed, InvalidJob
+from container_manager.core.errors import (
+    EngineFault,
+    HostTimeout,
+    ImageNotFound,
+    ImagePullFailed,
+    InvalidJob,
+    RegistryTrouble,
+)
 from container_manager.core.images import DEFAULT_REGISTRY, ImageReference, parse_image
 from container_manager.core.observation import ImageFacts
 from container_manager.executors.docker.client import Connection
@@ -21,8 +29,11 @@ from container_manager.executors.docker.streams import json_lines
 
 #: How long a look at the host's images stays good; a create that finds none asks again.
 FRESH_SECONDS = 5.0
-#: A registry that says nothing for this long is given up.
+#: A pull without any progress for this long is given up; a host's `pull_silence_seconds` wins.
 SILENCE_SECONDS = 120.0
+#: Pauses before the next try when the registry is in trouble; up to half as long again, so that hosts which
+#: were turned away together do not come back together.
+RETRY_SECONDS = (1.0, 3.0, 9.0)
 _HUB = {DEFAULT_REGISTRY, "index.docker.io", "registry-1.docker.io"}
 _AUTH_FIELDS = ("username", "password", "email", "serveraddress", "identitytoken", "registrytoken")
 
@@ -39,6 +50,11 @@ class ImageStore:
         self._lock = threading.Lock()
         self._seen: dict[str, tuple[float, ImageFacts]] = {}
         self._pulls: dict[str, Future[ImageFacts]] = {}
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Try nothing again: whoever waits for a registry in trouble gets its last answer."""
+        self._closed.set()
 
     def ensure(self, image: str, progress: Progress = None) -> ImageFacts:
         """The image's facts, after a pull where it is missing and may be pulled.
@@ -63,7 +79,7 @@ class ImageStore:
                 progress("waiting for another job's pull of the same image")
             return replace(pull.result(), pulled=False)
         try:
-            pull.set_result(self._pull(image, reference, progress))
+            pull.set_result(self._pull_patiently(image, reference, progress))
         except BaseException as error:  # noqa: BLE001 - every waiter gets it, and we with them
             pull.set_exception(error)
         finally:
@@ -71,10 +87,10 @@ class ImageStore:
                 del self._pulls[image]
         return pull.result()
 
-    def forget(self, image: str) -> bool:
-        """The host turned out not to have it. True where we had said that it does."""
+    def forget(self, image: str) -> None:
+        """The host turned out not to have it."""
         with self._lock:
-            return self._seen.pop(image, None) is not None
+            self._seen.pop(image, None)
 
     def _cached(self, image: str) -> ImageFacts | None:
         with self._lock:
@@ -96,7 +112,21 @@ class ImageStore:
             self._seen[image] = (time.monotonic(), facts)
         return facts
 
+    def _pull_patiently(self, image: str, reference: ImageReference, progress: Progress) -> ImageFacts:
+        """Pull, and again after a while where the registry's answer may change by itself."""
+        for pause in RETRY_SECONDS:
+            try:
+                return self._pull(image, reference, progress)
+            except RegistryTrouble as error:
+                wait = pause * random.uniform(1.0, 1.5)  # noqa: S311 - no secret
+                if progress is not None:
+                    progress(f"{error.detail or error}; trying again in {wait:.1f} s")
+                if self._closed.wait(wait):
+                    raise
+        return self._pull(image, reference, progress)
+
     def _pull(self, image: str, reference: ImageReference, progress: Progress) -> ImageFacts:
+        silence = float(self._options.get("pull_silence_seconds", SILENCE_SECONDS))
         heard: dict[str, str] = {}
         try:
             with self._connection.stream(
@@ -107,7 +137,7 @@ class ImageStore:
                     "tag": reference.digest or reference.tag,
                 },
                 headers=self._credentials(reference),
-                idle_timeout=SILENCE_SECONDS,
+                idle_timeout=silence,
             ) as stream:
                 for line in json_lines(stream):
                     if line.get("error"):
@@ -117,7 +147,7 @@ class ImageStore:
             raise pull_fault(image, refused.message) from refused
         except HostTimeout as error:
             raise ImagePullFailed(
-                f"the pull of {image!r} made no progress for {SILENCE_SECONDS:g} s and was given up; "
+                f"the pull of {image!r} made no progress for {silence:g} s and was given up; "
                 "check the registry from the host",
                 detail=error.detail,
             ) from error

@@ -22,6 +22,7 @@ from container_manager.core.errors import (
     ImageNotFound,
     ImagePullFailed,
     NameTaken,
+    RegistryTrouble,
 )
 from container_manager.core.observation import ContainerState, EventAction
 from container_manager.executors.base import HostConfig
@@ -197,16 +198,17 @@ class TestCreate:
             executor.create(SPEC)
         assert not any(line.startswith("DELETE") for line in stub.asked)
 
-    def test_an_image_that_went_since_it_was_seen_is_fetched_again(
+    def test_an_image_that_went_since_it_was_seen_is_looked_for_again(
         self, stub: StubEngine, executor: DockerExecutor
     ) -> None:
         there = {"Id": "sha256:" + "a" * 64, "RepoDigests": []}
         image = f"GET /images/{SPEC.image}/json"
         stub.routes[image] = says(there)
         executor.pull(SPEC.image)
-        answers = iter([(404, {"message": "No such image: app"}), (201, {"Id": "c" * 64})])
-        stub.routes["POST /containers/create"] = lambda answer: answer.json(*next(answers))
-        assert executor.create(SPEC) == "c" * 64
+        stub.routes["POST /containers/create"] = says({"message": "No such image: app"}, 404)
+        with pytest.raises(ImageNotFound):
+            executor.create(SPEC)
+        executor.pull(SPEC.image)
         assert stub.asked.count(image.replace("GET ", "GET /v1.41")) == 2
 
 
@@ -410,16 +412,65 @@ class TestPull:
     def test_a_failed_pull_is_tried_again_by_the_next(
         self, stub: StubEngine, executor: DockerExecutor
     ) -> None:
-        self.registry(stub, {"status": "Pulling"}, {"error": "toomanyrequests: slow down"})
-        with pytest.raises(ImagePullFailed, match="later"):
+        self.registry(stub, {"status": "Pulling"}, {"error": "denied: not yet"})
+        with pytest.raises(ImagePullFailed, match="refused us"):
             executor.pull(self.IMAGE)
         self.registry(stub, {"status": "Digest: sha256:bb"})
         assert executor.pull(self.IMAGE).pulled
 
-    def test_a_silent_registry_is_given_up(
+    @pytest.mark.parametrize("said", ["toomanyrequests: slow down", "received unexpected HTTP status: 502"])
+    def test_a_registry_in_trouble_is_asked_again(
+        self, stub: StubEngine, executor: DockerExecutor, monkeypatch: pytest.MonkeyPatch, said: str
+    ) -> None:
+        monkeypatch.setattr("container_manager.executors.docker.images.RETRY_SECONDS", (0.01, 0.01))
+        refused = self.registry(stub, {"error": said})
+        refusing, pulls = stub.routes["POST /images/create"], self.registry(stub, {"status": "Pulling"})
+        accepting = stub.routes["POST /images/create"]
+        stub.routes["POST /images/create"] = lambda answer: (refusing if len(refused) < 2 else accepting)(
+            answer
+        )
+        heard: list[str] = []
+        assert executor.pull(self.IMAGE, progress=heard.append).pulled
+        assert (len(refused), len(pulls)) == (2, 1)
+        assert [said in line and "again in" in line for line in heard].count(True) == 2
+
+    def test_a_registry_that_stays_in_trouble_is_given_up(
         self, stub: StubEngine, executor: DockerExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("container_manager.executors.docker.images.SILENCE_SECONDS", 0.2)
+        monkeypatch.setattr("container_manager.executors.docker.images.RETRY_SECONDS", (0.01, 0.01))
+        pulls = self.registry(stub, {"error": "received unexpected HTTP status: 500"})
+        with pytest.raises(RegistryTrouble, match="in trouble"):
+            executor.pull(self.IMAGE)
+        assert len(pulls) == 3
+
+    @pytest.mark.parametrize("said", ["unauthorized: authentication required", "manifest unknown"])
+    def test_a_refusal_is_final(self, stub: StubEngine, executor: DockerExecutor, said: str) -> None:
+        pulls = self.registry(stub, {"error": said})
+        with pytest.raises((ImageNotFound, ImagePullFailed)):
+            executor.pull(self.IMAGE)
+        assert len(pulls) == 1
+
+    def test_closing_ends_the_wait_for_a_registry_in_trouble(
+        self, stub: StubEngine, executor: DockerExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("container_manager.executors.docker.images.RETRY_SECONDS", (3600.0,))
+        pulls = self.registry(stub, {"error": "toomanyrequests: slow down"})
+        waits = threading.Event()
+
+        def heard(line: str) -> None:
+            if "again in" in line:
+                waits.set()
+
+        with ThreadPoolExecutor(1) as pool:
+            end = pool.submit(executor.pull, self.IMAGE, progress=heard)
+            assert waits.wait(20)
+            executor.close()
+            with pytest.raises(ImagePullFailed, match="limits"):
+                end.result(20)
+        assert len(pulls) == 1
+
+    def test_a_silent_registry_is_given_up(self, stub: StubEngine, connect: Connect) -> None:
+        executor = connect(options={"pull_silence_seconds": 0.2})
 
         def route(answer: Answer) -> None:
             answer.begin()

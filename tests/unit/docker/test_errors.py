@@ -163,7 +163,7 @@ def test_a_refused_start(code: int | None, message: str, kind: type[errors.JobFa
             "registry_auth",
         ),
         ("unauthorized: incorrect username or password", errors.ImagePullFailed, "registry_auth"),
-        ("toomanyrequests: You have reached your pull rate limit.", errors.ImagePullFailed, "later"),
+        ("toomanyrequests: You have reached your pull rate limit.", errors.RegistryTrouble, "later"),
         (
             'Get "https://registry-1.docker.io/v2/": dial tcp: lookup registry-1.docker.io: no such host',
             errors.ImagePullFailed,
@@ -171,10 +171,20 @@ def test_a_refused_start(code: int | None, message: str, kind: type[errors.JobFa
         ),
         (
             'Get "http://localhost:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused',
-            errors.ImagePullFailed,
+            errors.RegistryTrouble,
             "reached",
         ),
-        ("received unexpected HTTP status: 503 Service Unavailable", errors.ImagePullFailed, "reached"),
+        ('Get "http://r.example.com/v2/": EOF', errors.RegistryTrouble, "reached"),
+        ("unexpected EOF", errors.RegistryTrouble, "reached"),
+        (
+            "read tcp 10.0.0.1:1->10.0.0.2:2: read: connection reset by peer",
+            errors.RegistryTrouble,
+            "reached",
+        ),
+        ("received unexpected HTTP status: 503 Service Unavailable", errors.RegistryTrouble, "in trouble"),
+        ("error parsing HTTP 500 response body: invalid character", errors.RegistryTrouble, "in trouble"),
+        ("error parsing HTTP 429 response body: invalid character", errors.RegistryTrouble, "later"),
+        ("error parsing HTTP 418 response body: invalid character", errors.ImagePullFailed, "reached"),
         (
             'Get "https://r.example.com/v2/": x509: certificate signed by unknown authority',
             errors.ImagePullFailed,
