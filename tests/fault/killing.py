@@ -6,7 +6,8 @@ every verb of the executor and the moment when an HTTP request was sent and its 
 these places has a name; passing one is a crossing. README.md beside this file lists the names.
 
     CM_KILL_AT=create.sent:1    SIGKILL at the first crossing of that point
-    CM_KILL_SEED=seed           SIGKILL at a crossing that `random.Random(seed)` picks among the next ones
+    CM_KILL_SEED=seed           SIGKILL where `random.Random(seed)` says: at one of the next crossings, whatever
+                                it is, or at one of the first crossings of a point that it picks
     CM_KILL_MOST=60             ... the next sixty
     CM_STOP_AT=start.before:1   SIGSTOP there; SIGCONT lets the worker go on
 """
@@ -30,6 +31,10 @@ from typing import Any, NamedTuple
 from container_manager.executors.base import Executor, HostConfig
 
 KILL_MOST = 60
+#: Frames of a stream are many and alike: of so many, one counts as a crossing.
+FRAMES = 25
+#: Where a point was picked that a worker does not come by, it lives for so many times the crossings.
+PATIENCE = 3
 _PACKAGE = "container_manager"
 
 
@@ -57,13 +62,20 @@ class Orders:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Orders:
         """The orders of the variables above."""
-        seed = environment.get("CM_KILL_SEED", "")
-        most = int(environment.get("CM_KILL_MOST", "") or KILL_MOST)
+        if seed := environment.get("CM_KILL_SEED", ""):
+            return cls.drawn(random.Random(seed), int(environment.get("CM_KILL_MOST", "") or KILL_MOST))
         return cls(
             kill_at=Place.parse(environment.get("CM_KILL_AT", "")),
             stop_at=Place.parse(environment.get("CM_STOP_AT", "")),
-            kill_after=random.Random(seed).randint(1, most) if seed else None,
         )
+
+    @classmethod
+    def drawn(cls, dice: random.Random, most: int) -> Orders:
+        """Mostly any crossing; else a point by its name, so that rare ones have their turn."""
+        if dice.random() < 0.7:
+            return cls(kill_after=dice.randint(1, most))
+        place = Place(dice.choice(sorted(POINTS.known)), dice.choice([1, 1, 1, 2, 3, 5]))
+        return cls(kill_at=place, kill_after=most * PATIENCE)
 
 
 class Points:
@@ -71,6 +83,7 @@ class Points:
 
     def __init__(self) -> None:
         self.orders = Orders()
+        self.known: set[str] = set()
         self.seen: Counter[str] = Counter()
         self.total = 0
         self._lock = threading.Lock()
@@ -84,7 +97,7 @@ class Points:
         """Pass a point; may not return."""
         with self._lock:
             self.seen[point] += 1
-            self.total += 1
+            self.total += not point.endswith(".frame") or self.seen[point] % FRAMES == 0
             here = Place(point, self.seen[point])
             if here == self.orders.kill_at or self.total == self.orders.kill_after:
                 self._end(here, "killed", signal.SIGKILL)
@@ -105,6 +118,8 @@ _verb = threading.local()  # the verb that the current thread is in
 
 def crossing(point: str, call: Callable[..., Any]) -> Callable[..., Any]:
     """The same function, with a crossing before it and one after its effect."""
+
+    POINTS.known |= {f"{point}.before", f"{point}.after"}
 
     @functools.wraps(call)
     def crossed(*args: Any, **kwargs: Any) -> Any:
@@ -143,6 +158,8 @@ def under_fire(inner: type[Executor]) -> type[Executor]:
 
 
 def _verb_of(name: str) -> Callable[..., Any]:
+    POINTS.known |= {f"{name}.before", f"{name}.sent", f"{name}.after"}
+
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         POINTS.cross(f"{name}.before")
         _verb.name = name
@@ -157,6 +174,8 @@ def _verb_of(name: str) -> Callable[..., Any]:
 
 
 def _stream(name: str) -> Callable[..., Iterator[Any]]:
+    POINTS.known |= {f"{name}.before", f"{name}.frame", f"{name}.after"}
+
     def stream(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         POINTS.cross(f"{name}.before")
         for item in getattr(self.inner, name)(*args, **kwargs):

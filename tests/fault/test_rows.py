@@ -78,12 +78,13 @@ def test_row_4_dead_after_start_was_sent_before_it_is_saved(
 def test_row_5_dead_in_the_middle_of_the_logs(
     workers: Fleet, court: Court, engine: docker.DockerClient, point: str
 ) -> None:
-    job = court.job(writes(2000, burst=50, pause=0.05))
+    job = court.job(writes(5000, burst=50, pause=0.05))
     workers.start(kill_at=point).dies()
     assert state(engine, job) == "running", "the test is about a job that still writes"
     successor = workers.start()
     until(lambda: stored(job).events.filter(transition="adopt").exists(), "the job to be adopted")
-    checker.slots_in_use(court.evidence())
+    assert checker.slots_agree(court.evidence())
+    assert stored(job).status == "running"
     until_status(job, "completed")
     until(lambda: not state(engine, job), "the container to be removed")
     successor.stop()
