@@ -1,10 +1,10 @@
 """The test build: Django with the tests' settings, the real worker, and what makes faults visible.
 
-    CM_FAULT_SETTINGS   JSON: the worker's CONTAINER_MANAGER_SETTINGS
-    CM_FAULT_MARKERS    a world-writable directory on the engine's machine: each container finds it at
-                        /markers and its own name in CM_MARKER, and its program leaves a file there first
-    CM_FAULT_GRACE      seconds for which an unknown container is left alone (production: a minute)
-    CM_FAULT_PAUSE      longest rest of a host after launches that failed by its fault
+CM_FAULT_SETTINGS   JSON: the worker's CONTAINER_MANAGER_SETTINGS
+CM_FAULT_MARKERS    a world-writable directory on the engine's machine: each container finds it at
+                    /markers and its own name in CM_MARKER, and its program leaves a file there first
+CM_FAULT_GRACE      seconds for which an unknown container is left alone (production: a minute)
+CM_FAULT_PAUSE      longest rest of a host after launches that failed by its fault
 """
 
 from __future__ import annotations

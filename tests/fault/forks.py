@@ -73,7 +73,7 @@ class Server:
             moments = [worker.dies_at for worker in self._living.values() if worker.dies_at is not None]
             events = self._selector.select(max(0.0, min(moments) - now) if moments else None)
             for key, _ in events:
-                if key.fileobj is sys.stdin:
+                if key.data is None:
                     if not sys.stdin.readline():
                         self._end()
                         return
@@ -110,7 +110,7 @@ class Server:
             os.close(0)
             os.dup2(2, 1)
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
-            sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115, PTH123
+            sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
             faulthandler.register(signal.SIGUSR1)  # where is it, if it does nothing?
             POINTS.arm(orders)
             Command().handle(host=[self._plan.host] if self._plan.host else [], log_format="text")
@@ -163,9 +163,8 @@ def main() -> None:
     """The command line."""
     build.prepare()
     # What a worker imports late, it would import anew in each fork.
-    import container_manager.management.commands.process_container_jobs
-    import container_manager.worker.supervisor
     import tests.fault.remote  # noqa: F401
+
     Server(Plan(**json.loads(sys.argv[1]))).run()
 
 

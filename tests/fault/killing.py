@@ -6,8 +6,8 @@ every verb of the executor and the moment when an HTTP request was sent and its 
 these places has a name; passing one is a crossing. README.md beside this file lists the names.
 
     CM_KILL_AT=create.sent:1    SIGKILL at the first crossing of that point
-    CM_KILL_SEED=seed           SIGKILL where `random.Random(seed)` says: at one of the next crossings, whatever
-                                it is, or at one of the first crossings of a point that it picks
+    CM_KILL_SEED=seed           SIGKILL where `random.Random(seed)` says: at one of the next crossings,
+                                or at one of the first crossings of a point that it picks
     CM_KILL_MOST=60             ... the next sixty
     CM_STOP_AT=start.before:1   SIGSTOP there; SIGCONT lets the worker go on
 """
@@ -141,12 +141,12 @@ def under_fire(inner: type[Executor]) -> type[Executor]:
     `verb.frame` for each item that it hands on.
     """
 
-    def __init__(self: Any, config: HostConfig) -> None:
+    def begin(self: Any, config: HostConfig) -> None:
         Executor.__init__(self, config)
         self.inner = inner(config)
 
     body: dict[str, Any] = {
-        "__init__": __init__,
+        "__init__": begin,
         "__doc__": f"{inner.__name__}, with kill points around its verbs.",
         "capabilities": inner.capabilities,
     }

@@ -31,7 +31,7 @@ class Program:
 
 def writes(lines: int, *, burst: int = 0, pause: float = 0.0, exit_code: int = 0) -> Program:
     """Write so many lines on each stream, pausing after each burst, and end with that code."""
-    rest = f'[ $((i % {burst})) -ne 0 ] || sleep {pause:g}; ' if burst else ""
+    rest = f"[ $((i % {burst})) -ne 0 ] || sleep {pause:g}; " if burst else ""
     loop = f"i=0; while [ $i -lt {lines} ]; do {_LINE}{rest}done; "
     return Program(command=f"{_MARK}{loop}exit {exit_code}", lines=lines)
 

@@ -6,6 +6,7 @@ import json
 import os
 from typing import Any
 
+import tests.settings
 from tests.settings import *  # noqa: F403
 
 #: Small enough that a test need not wait, large enough that a busy machine does not lose its leases.
@@ -22,4 +23,8 @@ QUICK: dict[str, Any] = {
     },
 }
 
-CONTAINER_MANAGER_SETTINGS: dict[str, Any] = {**QUICK, **json.loads(os.environ.get("CM_FAULT_SETTINGS", "{}"))}
+CONTAINER_MANAGER_SETTINGS = {
+    **tests.settings.CONTAINER_MANAGER_SETTINGS,
+    **QUICK,
+    **json.loads(os.environ.get("CM_FAULT_SETTINGS", "{}")),
+}

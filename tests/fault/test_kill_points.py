@@ -32,6 +32,8 @@ from tests.fault.remote import EngineServer, WritingEngine
 from tests.fault.settings import QUICK
 from tests.fault.workers import fleet
 
+pytestmark = pytest.mark.timeout(7200 if FULL else 600)
+
 KILLS = int(os.environ.get("CM_KILLS", "") or (10_000 if FULL else 800))
 SLOTS = 6
 WAITING = 12  # jobs that are kept in the queue
@@ -182,7 +184,7 @@ def _keep_busy(killer: Killer, feeder: Feeder) -> None:
         feeder.cancel()
         return killer.dead >= KILLS
 
-    until(look, f"{KILLS} workers to die", seconds=KILLS / 2)
+    until(look, f"{KILLS} workers to die", seconds=max(200, KILLS / 2))
 
 
 def _settle(environment: dict[str, str], folder: Path, engine: WritingEngine, feeder: Feeder) -> None:
@@ -203,7 +205,9 @@ def _settle(environment: dict[str, str], folder: Path, engine: WritingEngine, fe
             counts = dict(left.values_list("status").annotate(Count("pk")))
             error.add_note(f"left: {counts}")
             for job in left[:3]:
-                error.add_note(f"{job.pk} {job.status} {list(job.events.values_list('transition', flat=True))}")
+                error.add_note(
+                    f"{job.pk} {job.status} {list(job.events.values_list('transition', flat=True))}"
+                )
             raise
         until(lambda: not engine.containers, "the engine to be empty", seconds=30)
         last.stop()

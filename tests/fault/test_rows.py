@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import docker
 import pytest
 
 from container_manager.executors.docker.translate import moment
-from container_manager.models import ContainerJob, EngineLease
+from container_manager.models import ContainerJob, EngineLease, ExecutorHost
 from tests.acceptance.running import stored, until, until_status
 from tests.fault import checker
 from tests.fault.conftest import Court
@@ -39,6 +41,25 @@ def test_row_1_dead_after_the_intent_before_create(
     assert state(engine, job) == ""
     settled(court, workers)
     assert court.starts() == 1
+
+
+def test_row_1_what_a_dead_worker_had_claimed_is_not_the_fault_of_the_host(
+    workers: Fleet, court: Court, host: ExecutorHost
+) -> None:
+    jobs = [court.job(SHORT) for _ in range(4)]
+    workers.start(kill_at="claim.after").dies()
+    assert {stored(job).status for job in jobs} == {"launching"}
+    successor = workers.start()
+    successor.says("serving host")
+    # Nothing is wrong with the engine: no rest before the next launch, only the launches themselves.
+    until(
+        lambda: not ContainerJob.objects.exclude(status="completed").exists(),
+        f"four jobs to be done; the worker says:\n{successor.log}",
+        seconds=8,
+    )
+    successor.stop()
+    court.verdict()
+    assert court.starts() == 4
 
 
 @pytest.mark.parametrize("point", ["create.sent", "create.after"])
@@ -78,7 +99,7 @@ def test_row_4_dead_after_start_was_sent_before_it_is_saved(
 def test_row_5_dead_in_the_middle_of_the_logs(
     workers: Fleet, court: Court, engine: docker.DockerClient, point: str
 ) -> None:
-    job = court.job(writes(5000, burst=50, pause=0.05))
+    job = court.job(writes(5000, burst=50, pause=0.08))
     workers.start(kill_at=point).dies()
     assert state(engine, job) == "running", "the test is about a job that still writes"
     successor = workers.start()
@@ -90,6 +111,31 @@ def test_row_5_dead_in_the_middle_of_the_logs(
     successor.stop()
     court.verdict()
     assert court.starts() == 1
+
+
+def test_row_5_a_standby_knows_the_engines_time_when_it_takes_over(
+    workers: Fleet, court: Court, engine: docker.DockerClient
+) -> None:
+    first = workers.start()
+    first.says("serving host")
+    seen = ExecutorHost.objects.get().health_checked_at
+    standby = workers.start()
+    until(lambda: ExecutorHost.objects.get().health_checked_at != seen, "the standby to see the host")
+    born = time.monotonic()
+    until(lambda: time.monotonic() - born > 6, "the standby to have stood by for a while", seconds=10)
+    first.kill()
+    standby.says("serving host")
+    job = court.job(writes(100, burst=1, pause=0.05))
+    until_status(job, "running")
+    told = stored(job).started_at
+    began = moment(engine.api.inspect_container(stored(job).container_name)["State"]["StartedAt"])
+    assert told is not None
+    assert began is not None
+    until_status(job, "completed")
+    until(lambda: not state(engine, job), "the container to be removed")
+    standby.stop()
+    court.verdict()
+    assert abs((told - began).total_seconds()) < 2, f"the worker says {told}, the engine {began}"
 
 
 @pytest.mark.parametrize("point", ["finish.before", "inspect.after"])

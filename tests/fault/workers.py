@@ -30,7 +30,11 @@ class WorkerUnderFire:
 
     def dies(self, *, seconds: float = 30.0) -> None:
         """Wait for it to kill itself at its point."""
-        until(lambda: self.process.poll() is not None, f"the worker to die; it says:\n{self.log}", seconds=seconds)
+        until(
+            lambda: self.process.poll() is not None,
+            f"the worker to die; it says:\n{self.log}",
+            seconds=seconds,
+        )
         assert self.process.returncode == _DEAD, f"it ended with {self.process.returncode}:\n{self.log}"
         assert "killed at" in self.log
 
@@ -49,11 +53,17 @@ class WorkerUnderFire:
 
     def says(self, words: str, *, seconds: float = 30.0) -> None:
         """Wait for words in its log."""
-        until(lambda: words in self.log, f"the worker to say {words!r}; it says:\n{self.log}", seconds=seconds)
+        until(
+            lambda: words in self.log, f"the worker to say {words!r}; it says:\n{self.log}", seconds=seconds
+        )
 
     def ends(self, *, seconds: float = 60.0) -> None:
         """Wait for it to end well by itself, as with `--once`."""
-        until(lambda: self.process.poll() is not None, f"the worker to end; it says:\n{self.log}", seconds=seconds)
+        until(
+            lambda: self.process.poll() is not None,
+            f"the worker to end; it says:\n{self.log}",
+            seconds=seconds,
+        )
         assert self.process.returncode == 0, f"it ended with {self.process.returncode}:\n{self.log}"
 
     def stop(self) -> None:
@@ -76,9 +86,7 @@ class Fleet:
         self._folder = folder
         self.workers: list[WorkerUnderFire] = []
 
-    def start(
-        self, *options: str, kill_at: str = "", stop_at: str = "", **settings: Any
-    ) -> WorkerUnderFire:
+    def start(self, *options: str, kill_at: str = "", stop_at: str = "", **settings: Any) -> WorkerUnderFire:
         """Start one. `settings`: keys of CONTAINER_MANAGER_SETTINGS."""
         environment = {
             **self._environment,
