@@ -46,7 +46,8 @@ def test_row_1_dead_after_the_intent_before_create(
 def test_row_1_what_a_dead_worker_had_claimed_is_not_the_fault_of_the_host(
     workers: Fleet, court: Court, host: ExecutorHost
 ) -> None:
-    jobs = [court.job(SHORT) for _ in range(4)]
+    ExecutorHost.objects.update(max_concurrent_jobs=6)
+    jobs = [court.job(SHORT) for _ in range(6)]
     workers.start(kill_at="claim.after").dies()
     assert {stored(job).status for job in jobs} == {"launching"}
     successor = workers.start()
@@ -54,12 +55,12 @@ def test_row_1_what_a_dead_worker_had_claimed_is_not_the_fault_of_the_host(
     # Nothing is wrong with the engine: no rest before the next launch, only the launches themselves.
     until(
         lambda: not ContainerJob.objects.exclude(status="completed").exists(),
-        f"four jobs to be done; the worker says:\n{successor.log}",
-        seconds=8,
+        f"six jobs to be done; the worker says:\n{successor.log}",
+        seconds=20,
     )
     successor.stop()
     court.verdict()
-    assert court.starts() == 4
+    assert court.starts() == 6
 
 
 @pytest.mark.parametrize("point", ["create.sent", "create.after"])
