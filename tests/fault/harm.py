@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import docker
 from docker.models.containers import Container
@@ -178,7 +178,7 @@ def cut(engine: Engine) -> Iterator[float]:
 
 @contextmanager
 def half_open(engine: Engine) -> Iterator[float]:
-    """The engine's end drops what belongs to its API, both ways: connections stay open and nothing answers."""
+    """The engine's end drops what belongs to its API, both ways: connections stay, and are silent."""
     namespace = ["nsenter", f"--net=/run/netns/{engine.id}", "iptables", "--wait"]
     rules = [
         ["INPUT", "-p", "tcp", "--dport", str(TCP_PORT), "-j", "DROP"],
@@ -237,7 +237,7 @@ class Memory(threading.Thread):
         """How many bytes more than at the beginning it ever had."""
         return self.highest - self.first
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

@@ -102,7 +102,7 @@ def lines_are_right(job: ContainerJob) -> None:
     by_itself = execution.exit_reason in {ExitReason.SUCCESS, ExitReason.APPLICATION_ERROR}
     if lost or (by_itself and not told):  # a program that ends by itself says so
         assert not execution.logs_complete, (
-            f"{job}: {len(lost)} of {last} lines are missing ({lost[:5]} to {lost[-5:]}), last words: {told}, "
+            f"{job}: {len(lost)} of {last} lines are missing (as {lost[:5]}), last words: {told}; "
             "and the record says logs_complete"
         )
 

@@ -36,14 +36,13 @@ def test_row_21_twenty_jobs_flood_their_logs(
     cap = round(harm.pick(2, 16)) * MB
     engine = harm.engine("one")
     host = register(engine.url, "one", max_concurrent_jobs=JOBS)
-    with harm.seen(engine) as client:
-        with harm.worker(child_environment, LOG_MAX_BYTES=cap) as process:
-            until_status(jobs.make(host, "echo warm"), "completed")
-            flood = [jobs.make(host, jobs.python(FLOODING, str(total // JOBS))) for _ in range(JOBS)]
-            with harm.Memory(process.pid) as memory:
-                for job in flood:
-                    until_status(job, "completed", "failed", "timeout", seconds=harm.pick(120, 600))
-            harm.nothing_left(client)
+    with harm.seen(engine) as client, harm.worker(child_environment, LOG_MAX_BYTES=cap) as process:
+        until_status(jobs.make(host, "echo warm"), "completed")
+        flood = [jobs.make(host, jobs.python(FLOODING, str(total // JOBS))) for _ in range(JOBS)]
+        with harm.Memory(process.pid) as memory:
+            for job in flood:
+                until_status(job, "completed", "failed", "timeout", seconds=harm.pick(120, 600))
+        harm.nothing_left(client)
     assert memory.growth <= GROWTH_BYTES, f"the worker grew by {memory.growth / MB:.0f} MB"
     for job in flood:
         job = stored(job)

@@ -35,7 +35,7 @@ def rate(host: ExecutorHost) -> float:
     ids = [job.pk for job in batch]
 
     def done() -> bool:
-        return ContainerJob.objects.filter(pk__in=ids, status="completed").count() == BATCH
+        return bool(ContainerJob.objects.filter(pk__in=ids, status="completed").count() == BATCH)
 
     began = time.monotonic()
     until(done, f"{BATCH} short jobs on {host.name} to complete", seconds=120)
@@ -49,31 +49,31 @@ def test_row_17_sick_host_beside_a_sound_one(
     sick, sound = harm.engine("two"), harm.engine("one")
     sick_host, sound_host = register(sick.tcp_url, "sick"), register(sound.tcp_url, "sound")
     outlives = jobs.make(sick_host, jobs.counting(every=0.2, code=4))
-    alone, beside = [], []
-    with harm.seen(sick) as client:
-        with harm.worker(child_environment):
-            until_status(outlives, "running")
-            until_says(outlives, "line 3\n")
-            process = harm.main_process(harm.container_of(client, outlives))
-            rate(sound_host)  # warm
-            for number in _pairs(alone, beside):
-                alone.append(rate(sound_host))
-                with KINDS[kind](sick) as since:
-                    # From the first moment on, with launches that hang there, too.
-                    stuck = [jobs.make(sick_host, "true") for _ in range(3)]
-                    beside.append(rate(sound_host))
-                    harm.until_health(sick_host, "unreachable", seconds=NOTICED_SECONDS)
-                    if number == 0:
-                        harm.hold_for(harm.pick(0, 60), since=since)
-                    beside.append(rate(sound_host))
-                    assert stored(outlives).status == "running"
-                harm.until_health(sick_host, "healthy", seconds=NOTICED_SECONDS)
-                alone.append(rate(sound_host))
-                for job in stuck:
-                    until_status(job, "completed")
-            process.signal(signal.SIGUSR1)
-            until_status(outlives, "completed", "failed")
-            harm.nothing_left(client)
+    alone: list[float] = []
+    beside: list[float] = []
+    with harm.seen(sick) as client, harm.worker(child_environment):
+        until_status(outlives, "running")
+        until_says(outlives, "line 3\n")
+        process = harm.main_process(harm.container_of(client, outlives))
+        rate(sound_host)  # warm
+        for number in _pairs(alone, beside):
+            alone.append(rate(sound_host))
+            with KINDS[kind](sick) as since:
+                # From the first moment on, with launches that hang there, too.
+                stuck = [jobs.make(sick_host, "true") for _ in range(3)]
+                beside.append(rate(sound_host))
+                harm.until_health(sick_host, "unreachable", seconds=NOTICED_SECONDS)
+                if number == 0:
+                    harm.hold_for(harm.pick(0, 60), since=since)
+                beside.append(rate(sound_host))
+                assert stored(outlives).status == "running"
+            harm.until_health(sick_host, "healthy", seconds=NOTICED_SECONDS)
+            alone.append(rate(sound_host))
+            for job in stuck:
+                until_status(job, "completed")
+        process.signal(signal.SIGUSR1)
+        until_status(outlives, "completed", "failed")
+        harm.nothing_left(client)
     assert jobs.ended(outlives) == ("failed", "application_error", 4)
     jobs.lines_are_whole(outlives)
     for job in ContainerJob.objects.all():

@@ -71,6 +71,11 @@ def ids_of(client: docker.DockerClient, job: ContainerJob) -> set[str]:
     return {str(harm.container_of(client, job).id)}
 
 
+def gone(ids: set[str]) -> None:
+    """Not one process of these containers is left."""
+    until(lambda: not with_cgroup_of(ids), f"the processes of {ids} to be gone")
+
+
 def ends_in_time(job: ContainerJob, seconds: float) -> ContainerJob:
     """The end of the job is recorded within so many seconds from now, and the margin."""
     began = time.monotonic()
@@ -91,21 +96,21 @@ def test_row_22_stubborn_programs_are_ended(
         "double fork": jobs.make(host, jobs.python(DOUBLE_FORK, "stay")),
         "fork bomb": jobs.make(host, jobs.python(FORK_BOMB), cpu_limit=0.3, memory_limit=512),
     }
-    with harm.seen(engine) as client:
-        with harm.worker(child_environment, STOP_GRACE_SECONDS=GRACE_SECONDS, PIDS_LIMIT=64):
-            ids = {}
-            for name, job in programs.items():
-                until_says(job, "ready")
-                ids[name] = ids_of(client, job)
-            for job in programs.values():
-                assert job.cancel(by="a test")
-            for name, job in programs.items():
-                ended = ends_in_time(job, GRACE_SECONDS)
-                assert (ended.status, ended.exit_reason) == ("cancelled", "cancelled"), name
-                until(
-                    lambda name=name: not with_cgroup_of(ids[name]), f"the processes of {name!r} to be gone"
-                )  # type: ignore[misc]
-            harm.nothing_left(client)
+    with (
+        harm.seen(engine) as client,
+        harm.worker(child_environment, STOP_GRACE_SECONDS=GRACE_SECONDS, PIDS_LIMIT=64),
+    ):
+        ids = {}
+        for name, job in programs.items():
+            until_says(job, "ready")
+            ids[name] = ids_of(client, job)
+        for job in programs.values():
+            assert job.cancel(by="a test")
+        for name, job in programs.items():
+            ended = ends_in_time(job, GRACE_SECONDS)
+            assert (ended.status, ended.exit_reason) == ("cancelled", "cancelled"), name
+            gone(ids[name])
+        harm.nothing_left(client)
     assert stored(programs["ignores TERM"]).exit_code == 137
     assert stored(programs["double fork"]).exit_code == 0
 
@@ -117,15 +122,17 @@ def test_row_22_fork_bomb_runs_into_its_timeout_and_its_neighbour_does_not_notic
     host = register(engine.url, "one")
     limit = 3
     bomb = jobs.make(host, jobs.python(FORK_BOMB), cpu_limit=0.3, memory_limit=512, timeout_seconds=limit)
-    with harm.seen(engine) as client:
-        with harm.worker(child_environment, STOP_GRACE_SECONDS=GRACE_SECONDS, PIDS_LIMIT=64):
-            until_says(bomb, "ready")
-            ids = ids_of(client, bomb)
-            neighbour = jobs.make(host, "echo fine")
-            assert ends_in_time(neighbour, 10).clean_output == "fine\n"
-            ended = ends_in_time(bomb, limit + GRACE_SECONDS)
-            until(lambda: not with_cgroup_of(ids), "the processes of the fork bomb to be gone")
-            harm.nothing_left(client)
+    with (
+        harm.seen(engine) as client,
+        harm.worker(child_environment, STOP_GRACE_SECONDS=GRACE_SECONDS, PIDS_LIMIT=64),
+    ):
+        until_says(bomb, "ready")
+        ids = ids_of(client, bomb)
+        neighbour = jobs.make(host, "echo fine")
+        assert ends_in_time(neighbour, 10).clean_output == "fine\n"
+        ended = ends_in_time(bomb, limit + GRACE_SECONDS)
+        gone(ids)
+        harm.nothing_left(client)
     assert (ended.status, ended.exit_reason, ended.exit_code) == ("timeout", "timeout", 137)
     assert ended.duration is not None
     assert ended.duration.total_seconds() <= limit + GRACE_SECONDS + MARGIN_SECONDS
@@ -140,10 +147,9 @@ def test_row_22_what_a_program_does_to_itself_has_its_reason(
     tmpfs_is_memory = jobs.make(host, jobs.python(FILLS_TMPFS), memory_limit=32)
     child = jobs.make(host, OOM_CHILD)
     left_behind = jobs.make(host, jobs.python(DOUBLE_FORK, "leave"))
-    with harm.seen(engine) as client:
-        with harm.worker(child_environment):
-            ended = {job: ends_in_time(job, 20) for job in (full_tmpfs, tmpfs_is_memory, child, left_behind)}
-            harm.nothing_left(client)
+    with harm.seen(engine) as client, harm.worker(child_environment):
+        ended = {job: ends_in_time(job, 20) for job in (full_tmpfs, tmpfs_is_memory, child, left_behind)}
+        harm.nothing_left(client)
     assert jobs.ended(full_tmpfs) == ("failed", "application_error", ENOSPC)
     assert ended[full_tmpfs].clean_output == "No space left on device\n"
     assert jobs.ended(tmpfs_is_memory) == ("failed", "out_of_memory", 137)
