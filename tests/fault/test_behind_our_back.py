@@ -167,7 +167,27 @@ def test_row_25_started_again_in_the_middle(
         until_status(job, "completed", "failed")
         harm.nothing_left(client)
     jobs.ended_once(job)
-    assert AGAIN in stored(job).docker_log, f"the record keeps silent:\n{stored(job).docker_log}"
+    # Where the worker was quicker it never saw the second run: then it recorded the end of the first.
+    of_the_first = jobs.starts(job) == 1 and jobs.ended(job) == ("failed", "killed_externally", 143)
+    log = stored(job).docker_log
+    assert AGAIN in log or of_the_first, f"{jobs.ended(job)}, and the record keeps silent:\n{log}"
+    assert stored(job).attempt == 1
+
+
+def test_row_25_started_again_while_no_worker_watched(
+    host: ExecutorHost, client: docker.DockerClient, child_environment: dict[str, str]
+) -> None:
+    with harm.worker(child_environment):
+        job = running(host)
+    container = harm.container_of(client, job)
+    container.restart(timeout=20)
+    with harm.worker(child_environment):
+        container.kill(signal=signal.SIGUSR1)
+        until_status(job, "completed", "failed", seconds=20)
+        harm.nothing_left(client)
+    jobs.ended_once(job)
+    log = stored(job).docker_log
+    assert AGAIN in log, f"{jobs.ended(job)}, and the record keeps silent:\n{log}"
     assert stored(job).attempt == 1
 
 
