@@ -64,9 +64,9 @@ def with_base_image(url: str) -> str:
     return url
 
 
-def private_engine(name: str, *, tcp: bool = False, flags: tuple[str, ...] = ()) -> Engine:
+def private_engine(name: str, *, tcp: bool = False, flags: tuple[str, ...] = (), disk_mb: int = 0) -> Engine:
     """A started private engine that holds the base image."""
-    engine = Engine(name=f"{PREFIX}-{name}", root=ENGINES, flags=flags, tcp=tcp)
+    engine = Engine(name=f"{PREFIX}-{name}", root=ENGINES, flags=flags, tcp=tcp, disk_mb=disk_mb)
     if reason := refusal():
         missing("a private Docker Engine", reason)
     SHARE.join()

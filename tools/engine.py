@@ -77,11 +77,19 @@ class Engine:
     root: Path
     flags: tuple[str, ...] = field(default=())  # further ones for dockerd
     tcp: bool = False  # listen without TLS on the engine's end of the wire, too
+    disk_mb: int = (
+        0  # its data lie on a disk of this size, in memory, which can be filled; 0: where `root` is
+    )
 
     @property
     def home(self) -> Path:
         """Where images, containers and the daemons' own logs lie."""
         return self.root.resolve() / self.name
+
+    @property
+    def data(self) -> Path:
+        """Where dockerd keeps images and containers."""
+        return self.home / "data"
 
     @property
     def id(self) -> str:
@@ -163,7 +171,9 @@ class Engine:
                 _say(f"engine {self.name}: stopped and removed")
 
     def _launch(self) -> None:
-        (self.home / "data").mkdir(parents=True, exist_ok=True)
+        self.data.mkdir(parents=True, exist_ok=True)
+        if self.disk_mb:
+            self._mount_small_disk()
         self.run.mkdir(parents=True, exist_ok=True)
         self.run.chmod(0o700)
         namespace = netns.create(self.id)
@@ -181,6 +191,7 @@ class Engine:
             "home": str(self.home),
             "flags": list(self.flags),
             "tcp": self.tcp,
+            "disk_mb": self.disk_mb,
             "namespace": asdict(namespace),
             "containerd": containerd.dump(),
         }
@@ -188,11 +199,18 @@ class Engine:
         self._await("containerd", containerd, (self.run / "containerd.sock").is_socket)
         self._launch_dockerd(state)
 
+    def _mount_small_disk(self) -> None:
+        options = f"size={self.disk_mb}m,mode=711"
+        command = ["mount", "-t", "tmpfs", "-o", options, self.id, str(self.data)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        if answer.returncode:  # `_clear` undoes it with the other mounts
+            raise EngineError(f"engine {self.name}: no disk of {self.disk_mb} MB: {answer.stderr.strip()}")
+
     def _launch_dockerd(self, state: dict[str, Any]) -> None:
         self._write_daemon_settings()
         command = [
             "nsenter", f"--net=/run/netns/{self.id}",
-            "dockerd", "--data-root", f"{self.home}/data", "--exec-root", f"{self.run}/docker",
+            "dockerd", "--data-root", str(self.data), "--exec-root", f"{self.run}/docker",
             "--pidfile", f"{self.run}/docker.pid", "--containerd", f"{self.run}/containerd.sock",
             "--config-file", f"{self.run}/daemon.json", "--group", "root", "-H", f"unix://{self.run}/docker.sock",
         ]  # fmt: skip
@@ -209,7 +227,7 @@ class Engine:
         Engine 20.10 takes its id from /etc/docker/key.json, so that all engines of a machine would look like
         one; newer ones keep it with their data, yet take the old one over where they find it.
         """
-        known = self.home / "data" / "engine-id"
+        known = self.data / "engine-id"
         if not known.exists():
             known.write_text(str(uuid.uuid4()))
         dockerd = _which("dockerd") or "dockerd"
@@ -251,12 +269,13 @@ class Engine:
         shutil.rmtree(self.run, ignore_errors=True)
 
     def _container_ids(self) -> set[str]:
-        containers = self.home / "data" / "containers"
+        containers = self.data / "containers"
         return {entry.name for entry in containers.iterdir()} if containers.is_dir() else set()
 
     def _same_options(self) -> None:
         state = self._state()
-        if tuple(state["flags"]) != self.flags or bool(state["tcp"]) != self.tcp:
+        wanted = (list(self.flags), self.tcp, self.disk_mb)
+        if (state["flags"], bool(state["tcp"]), state.get("disk_mb", 0)) != wanted:
             raise EngineError(
                 f"engine {self.name} runs with other options: stop it first, or use another name"
             )
