@@ -12,6 +12,7 @@ ContainerManagerError
     │   ├── HostUnreachable
     │   ├── HostTimeout
     │   ├── HostMismatch      the address answers with another engine id
+    │   ├── NeverStarted      a launch came to nothing, by no fault of the host's
     │   └── EngineFault       5xx, disk full, a daemon in trouble
     └── JobFault          the job as asked for cannot run; `reason` is the exit reason
         ├── ImageNotFound, ImageRefused
@@ -108,6 +109,10 @@ class HostMismatch(HostFault):
     """Another engine than the one this host row is bound to answers at its address."""
 
     retryable = False
+
+
+class NeverStarted(HostFault):
+    """A launch came to nothing because of its worker: it died, or lost its lease. The job is given back."""
 
 
 class EngineFault(HostFault):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -152,6 +153,7 @@ class _Case:
     timeout_seconds: int | None
     memory_limit_mb: int | None
     engine_interrupted: bool
+    missed: Intent
 
 
 def decide(
@@ -161,12 +163,14 @@ def decide(
     timeout_seconds: int | None = None,
     memory_limit_mb: int | None = None,
     engine_interrupted: bool = False,
+    missed: Intent = Intent.NONE,
 ) -> Outcome:
     """Say what the end of a container means for its job: the first evidence that speaks decides.
 
     `engine_interrupted`: the connection to the engine broke, or the worker changed, while the job ran.
     Only then can 255 mean a crashed host (unless the engine says so itself), and 137 or 143 an engine
-    that was stopped.
+    that was stopped. `missed`: what `missed_intent` found that ought to have been done, and may have been, by
+    a worker that died before it could tell.
     """
     case = _Case(
         seen=observation,
@@ -174,18 +178,50 @@ def decide(
         timeout_seconds=timeout_seconds,
         memory_limit_mb=memory_limit_mb,
         engine_interrupted=engine_interrupted,
+        missed=missed,
     )
     return next(outcome for evidence in _EVIDENCE if (outcome := evidence(case)) is not None)
 
 
+def missed_intent(
+    observation: Observation,
+    *,
+    timeout_seconds: int,
+    cancel_requested_at: datetime | None,
+    deadline_at: datetime | None,
+) -> Intent:
+    """What was to be done to a container before it ended, by the times alone.
+
+    For one that ended while nobody could see to it: the worker that asked it to stop, or should have, died.
+    """
+    started, finished = observation.started_at, observation.finished_at
+    if finished is None:
+        return Intent.NONE
+    if cancel_requested_at is not None and cancel_requested_at <= finished:
+        return Intent.CANCEL
+    if deadline_at is not None and deadline_at <= finished:
+        return Intent.DEADLINE
+    if started is not None and (finished - started).total_seconds() >= timeout_seconds:
+        return Intent.TIMEOUT
+    return Intent.NONE
+
+
 def _our_own_doing(case: _Case) -> Outcome | None:
-    if case.intent is Intent.TIMEOUT:
+    return _as_intended(case, case.intent)
+
+
+def _asked_for(case: _Case) -> Outcome | None:
+    return _as_intended(case, case.missed)
+
+
+def _as_intended(case: _Case, intent: Intent) -> Outcome | None:
+    if intent is Intent.TIMEOUT:
         limit = f" of {case.timeout_seconds} s" if case.timeout_seconds else ""
         message = f"The job ran over its time limit{limit}."
         return _outcome(Status.TIMEOUT, ExitReason.TIMEOUT, case.seen.exit_code, message)
-    if case.intent is Intent.DEADLINE:
+    if intent is Intent.DEADLINE:
         return deadline_exceeded(case.seen.exit_code)
-    if case.intent is Intent.CANCEL:
+    if intent is Intent.CANCEL:
         return _outcome(Status.CANCELLED, ExitReason.CANCELLED, case.seen.exit_code, "The job was cancelled.")
     return None
 
@@ -263,6 +299,7 @@ _EVIDENCE: tuple[Callable[[_Case], Outcome | None], ...] = (
     _no_start,
     _out_of_memory,
     _crash,
+    _asked_for,
     _a_signal,
     _its_own_word,
 )

@@ -6,7 +6,14 @@ import time
 from datetime import datetime
 from typing import Protocol
 
-from container_manager.core.errors import CreateFailed, ExecutorError, HostFault, ImageNotFound, JobFault
+from container_manager.core.errors import (
+    CreateFailed,
+    ExecutorError,
+    HostFault,
+    ImageNotFound,
+    JobFault,
+    NeverStarted,
+)
 from container_manager.core.observation import ContainerState, ImageFacts
 from container_manager.core.outcome import Intent
 from container_manager.worker.crew import Crew
@@ -73,7 +80,7 @@ class Launcher:
             # A start of somebody else's may be on its way yet: the engine decides which of us comes first.
             if self._executor.withdraw(run.name):
                 what = "created and never started" if unstarted else "never created"
-                self._fail(run, HostFault(f"the container was {what}; the job is given back"))
+                self._fail(run, NeverStarted(f"the container was {what}; the job is given back"))
             else:
                 run.note("adopt: the engine remembers that it was started")
                 run.ever_running = True
@@ -81,9 +88,11 @@ class Launcher:
             return
         run.note(f"adopt: container {run.name[:12]} is {seen.state}")
         run.interrupted = seen.state not in ALIVE
-        self._runs_now(run, None, seen.started_at or self._link.engine_now())
-        if seen.state not in ALIVE:
-            self._harvester.harvest(run)
+        if self._is_running_now(run, None, seen.started_at or self._link.engine_now()):
+            if seen.state in ALIVE:
+                self._look_after(run)
+            else:
+                self._harvester.harvest(run)
 
     def _launch(self, run: Run) -> None:
         image: ImageFacts | None = None
@@ -116,7 +125,8 @@ class Launcher:
             run.note(f"start: refused: {error.detail or error}")
             self._fail(run, error, exit_code=self._exit_code(run))
             return
-        self._runs_now(run, image, self._link.engine_now())
+        if self._is_running_now(run, image, self._link.engine_now()):
+            self._look_after(run)
 
     def _pull(self, run: Run) -> ImageFacts:
         return self._executor.pull(run.spec.image, progress=lambda line: run.note(f"pull: {line}"))
@@ -132,7 +142,7 @@ class Launcher:
     def _given_up(self, run: Run, *, created: bool = False) -> bool:
         if not self._fence.is_valid():
             # What we created is the next holder's to deal with.
-            self._fail(run, HostFault("the worker's lease on the host ran out before the start"))
+            self._fail(run, NeverStarted("the worker's lease on the host ran out before the start"))
             return True
         if run.intent is not Intent.NONE:
             if created:
@@ -159,12 +169,12 @@ class Launcher:
             run.note(f"inspect: {error}")
             return None
 
-    def _runs_now(self, run: Run, image: ImageFacts | None, started_at: datetime) -> None:
-        now = time.monotonic()
+    def _is_running_now(self, run: Run, image: ImageFacts | None, started_at: datetime) -> bool:
+        """Note that the program began, and tell; False where the run is past that."""
         with run.lock:
             if run.phase in (Phase.HARVESTING, Phase.DONE):
-                return
-            run.phase, run.ever_running, run.running_since = Phase.RUNNING, True, now
+                return False
+            run.phase, run.ever_running, run.running_since = Phase.RUNNING, True, time.monotonic()
             run.started_at = run.started_at or started_at
         if not run.announced:
             run.announced = True
@@ -172,9 +182,14 @@ class Launcher:
             self._inbox.put(
                 Launched(key=run.key, container_id=run.container_id, started_at=started_at, image=image)
             )
-        left = run.timeout_seconds - (self._link.engine_now() - started_at).total_seconds()
-        self._crew.at(now + left, self._stopper.stop, run, Intent.TIMEOUT)
-        self._crew.at(now + FOLLOW_AFTER_SECONDS, self._harvester.follow, run)
+        return True
+
+    def _look_after(self, run: Run) -> None:
+        """See to its time limit and its log, and to what came in while it was launched."""
+        assert run.started_at is not None  # noqa: S101 - it runs
+        age = (self._link.engine_now() - run.started_at).total_seconds()
+        self._crew.after(run.timeout_seconds - age, self._stopper.stop, run, Intent.TIMEOUT)
+        self._crew.after(FOLLOW_AFTER_SECONDS, self._harvester.follow, run)
         if run.intent is not Intent.NONE:  # asked for while the start was in flight
             self._crew.work(self._stopper.signal, run)
         if run.ended_since:  # its `die` overtook the answer to the start

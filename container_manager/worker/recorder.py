@@ -20,6 +20,7 @@ from container_manager.core.outcome import (
     deadline_exceeded,
     decide,
     lost,
+    missed_intent,
     rejected,
 )
 from container_manager.core.retry import Again, decide_retry
@@ -36,7 +37,11 @@ from container_manager.worker.run import Run
 logger = logging.getLogger("container_manager.jobs")
 
 _RESTARTED = "The container was started again from outside while the job ran; the record covers both runs."
-_BY_ANOTHER_HAND = {ExitReason.KILLED_EXTERNALLY, ExitReason.REMOVED_EXTERNALLY}
+_BY_ANOTHER_HAND = {
+    ExitReason.KILLED_EXTERNALLY,
+    ExitReason.REMOVED_EXTERNALLY,
+    ExitReason.ENGINE_STOPPED,
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,6 +123,12 @@ class Recorder:
             timeout_seconds=held.job.timeout_seconds,
             memory_limit_mb=held.job.memory_limit,
             engine_interrupted=fact.engine_interrupted,
+            missed=missed_intent(
+                fact.observation,
+                timeout_seconds=held.job.timeout_seconds,
+                cancel_requested_at=held.job.cancel_requested_at,
+                deadline_at=held.job.deadline_at,
+            ),
         )
         if outcome.reason in _BY_ANOTHER_HAND and _cancel_was_requested(held.job):
             # The owner asked for the end and removed the container before we could stop it.

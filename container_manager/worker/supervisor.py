@@ -21,7 +21,7 @@ from django.db.models import Q
 
 from container_manager import lifecycle
 from container_manager.conf import Settings, get_settings
-from container_manager.core.errors import ExecutorError, HostFault, InvalidJob, LeaseLost
+from container_manager.core.errors import ExecutorError, HostFault, InvalidJob, LeaseLost, NeverStarted
 from container_manager.core.policy import enforce
 from container_manager.core.reconcile import Verdict
 from container_manager.core.states import ACTIVE, FINAL
@@ -273,7 +273,7 @@ class Worker:
                 self._recorder.logs(held, message)
             case LaunchFailed():
                 self._recorder.launch_failed(held, message)
-                if isinstance(message.error, HostFault):
+                if isinstance(message.error, HostFault) and not isinstance(message.error, NeverStarted):
                     held.seat.breaker.failed(time.monotonic())
                 self._let_go(held)
             case Exited():

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from container_manager.core.errors import JobFault
 from container_manager.core.observation import ContainerState, Observation
-from container_manager.core.outcome import REASONS, ExitReason, Intent, decide, rejected
+from container_manager.core.outcome import (
+    REASONS,
+    ExitReason,
+    Intent,
+    decide,
+    missed_intent,
+    rejected,
+)
 from container_manager.core.states import FINAL, Status
 
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -193,3 +200,49 @@ def test_a_container_that_ended_without_a_start_is_no_success() -> None:
     dead = Observation(state=ContainerState.EXITED, exit_code=0)
     outcome = decide(dead)
     assert (outcome.status, outcome.reason) == (Status.FAILED, ExitReason.HOST_LOST)
+
+
+@pytest.mark.parametrize(
+    ("cancel", "deadline", "timeout", "intent"),
+    [
+        (None, None, 60, Intent.NONE),
+        (None, None, 10, Intent.TIMEOUT),
+        (None, None, 11, Intent.NONE),
+        (9, None, 60, Intent.CANCEL),
+        (10, None, 60, Intent.CANCEL),
+        (11, None, 60, Intent.NONE),  # asked for when it had ended already
+        (None, 10, 60, Intent.DEADLINE),
+        (None, 11, 60, Intent.NONE),
+        (9, 9, 9, Intent.CANCEL),
+        (None, 9, 9, Intent.DEADLINE),
+    ],
+)
+def test_what_was_to_be_done_is_told_by_the_times(
+    cancel: int | None, deadline: int | None, timeout: int, intent: Intent
+) -> None:
+    ran_ten_seconds = replace(exited(143), finished_at=MOMENT + timedelta(seconds=10))
+    moments = [None if after is None else MOMENT + timedelta(seconds=after) for after in (cancel, deadline)]
+    assert intent is missed_intent(
+        ran_ten_seconds, timeout_seconds=timeout, cancel_requested_at=moments[0], deadline_at=moments[1]
+    )
+
+
+def test_of_what_is_gone_nothing_is_told_by_times() -> None:
+    assert (
+        missed_intent(GONE, timeout_seconds=1, cancel_requested_at=MOMENT, deadline_at=MOMENT) is Intent.NONE
+    )
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        (exited(0), ExitReason.TIMEOUT),
+        (exited(143), ExitReason.TIMEOUT),
+        (exited(137, oom=True), ExitReason.OUT_OF_MEMORY),
+        (exited(255), ExitReason.HOST_CRASHED),  # its end is the time of the restart: the times tell nothing
+    ],
+)
+def test_what_was_missed_counts_less_than_what_the_engine_knows(
+    seen: Observation, reason: ExitReason
+) -> None:
+    assert decide(seen, missed=Intent.TIMEOUT, engine_interrupted=True).reason is reason
