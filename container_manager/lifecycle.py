@@ -662,23 +662,30 @@ def _final_transition(source: Status, target: Status) -> Transition:
 def _lock_best(waiting: QuerySet[ContainerJob], limit: int) -> list[ContainerJob]:
     """Lock the first `limit` jobs by priority, then age, that nobody else has locked; they are in order.
 
-    Chosen without a lock and then locked by their keys. MySQL and MariaDB lock every row that a query reads,
-    and to sort them it reads all that wait: rivals would find nothing left, or worse jobs than there are.
+    Chosen without a lock and then locked by their keys and nothing else. MySQL and MariaDB lock every row
+    that a query reads: with a condition beside the key they may read by another index, and to sort they read
+    all that wait. Rivals would find nothing left, or worse jobs than there are.
     """
     features = connections[_alias()].features
-    locking = waiting.defer("stdout_log", "stderr_log")
+    locking: QuerySet[ContainerJob] = QuerySet(ContainerJob).defer("stdout_log", "stderr_log")
     if features.has_select_for_update:
         locking = locking.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
-    order = ("-priority", "created_at", "pk")
+    best = waiting.order_by("-priority", "created_at", "pk")
     taken: list[ContainerJob] = []
     tried: list[Any] = []
     while wanted := limit - len(taken):
-        best = waiting.exclude(pk__in=tried).order_by(*order).values_list("pk", flat=True)
-        chosen = list(best[:wanted])
-        taken += locking.filter(pk__in=chosen).order_by(*order)
+        chosen = list(best.exclude(pk__in=tried)[:wanted].values_list("pk", "docker_host_id", "host_pinned"))
+        tried += [key for key, *_ in chosen]
+        locked = locking.order_by().in_bulk([key for key, *_ in chosen])
+        for key, *place in chosen:
+            job = locked.get(key)
+            # Between the look and the lock somebody may have claimed, ended, delayed or moved it.
+            if job is None or job.status != Status.PENDING or job.not_before is not None:
+                continue
+            if [job.docker_host_id, job.host_pinned] == place:
+                taken.append(job)
         if len(chosen) < wanted:
             break
-        tried += chosen
     return taken
 
 

@@ -151,7 +151,8 @@ class Cluster(PrivateServer):
             if self._running():
                 self._halt()
             subprocess.run(["umount", str(self.data)], check=True)
-        super()._remove()
+        # super() does not know the class that dataclass made anew for its slots.
+        PrivateServer._remove(self)  # noqa: SLF001
 
     def _launch(self) -> None:
         self._control("--log", f"{self.home}/log", "--wait", "--timeout", "60", "start")
