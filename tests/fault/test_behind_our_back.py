@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import uuid
 from collections.abc import Iterator
 
 import docker
@@ -12,6 +13,7 @@ import pytest
 from docker.errors import APIError
 from docker.models.containers import Container
 
+from container_manager.core.spec import LABEL_JOB
 from container_manager.models import ContainerJob, ExecutorHost, Installation
 from container_manager.models.admission import spec_of
 from tests.acceptance.running import register, stored, until, until_says, until_status
@@ -222,15 +224,22 @@ def _kill_and_start(container: Container) -> None:
         container.start()
 
 
-@pytest.mark.parametrize("whose", ["nobody's", "another job's"])
+FOREIGN_LABELS: dict[str, dict[str, str]] = {
+    "no labels": {},
+    "another job's": {LABEL_JOB: str(uuid.uuid4())},
+    "no job's at all": {LABEL_JOB: "a label that is no job's id"},  # it may not even trouble the worker
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN_LABELS)
 def test_row_28_name_taken_by_a_foreign_container(
-    host: ExecutorHost, client: docker.DockerClient, child_environment: dict[str, str], whose: str
+    host: ExecutorHost, client: docker.DockerClient, child_environment: dict[str, str], kind: str
 ) -> None:
     job = jobs.make(host, "echo mine")
     attempt = stored(job)
     attempt.attempt = 1  # as the worker will count it
     spec = spec_of(attempt, Installation.current())
-    labels = {} if whose == "nobody's" else {**spec.labels(), "io.django-container-jobs.job": "another"}
+    labels = {**spec.labels(), **FOREIGN_LABELS[kind]} if FOREIGN_LABELS[kind] else {}
     foreign = client.containers.run(
         BASE_IMAGE, jobs.counting(), name=spec.name, labels=labels, detach=True, network_mode="none"
     )
