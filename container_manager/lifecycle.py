@@ -15,7 +15,8 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from django.db import connections, router, transaction
-from django.db.models import F, Q, QuerySet
+from django.db.models import F, Q, QuerySet, TextField, Value
+from django.db.models.functions import Concat
 from django.db.models.signals import post_save
 from django.utils import timezone
 
@@ -512,6 +513,19 @@ def adopt(
             _event(job, "adopt", source=job.status, actor=worker)
             pairs.append((job, execution))
         return pairs
+
+
+def note_removal(execution: ExecutionMetadata, message: str, worker: str) -> None:
+    """Put into the record that something of an attempt which is over was found and removed."""
+    stamp = f"{timezone.now():%Y-%m-%dT%H:%M:%S}Z {message}\n"
+    with transaction.atomic(using=_alias()):
+        job = execution.job
+        execution.docker_log += stamp
+        execution.save(update_fields=["docker_log"])
+        QuerySet(ContainerJob).filter(pk=job.pk, attempt=execution.attempt).update(
+            docker_log=Concat("docker_log", Value(stamp), output_field=TextField())
+        )
+        _event(job, "container_removed", source=job.status, actor=worker, message=message)
 
 
 def admit_due() -> int:

@@ -25,6 +25,8 @@ _ESCAPES = re.compile(
     r"|\x1b[ -/]*[0-~]"  # everything shorter
     r"|[\x1b\x80-\x84\x86-\x9f]"  # and what is left of a broken one
 )
+#: Behind the last line that is kept of a stream.
+CAP_MARK = "[... the output ends here at LOG_MAX_BYTES; what the program wrote beyond it was not kept ...]\n"
 MARK = "[... {count} bytes of this stream are left out here; job.iter_log({stream!r}) has them all ...]\n"
 
 

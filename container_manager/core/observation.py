@@ -7,7 +7,7 @@ engine's clock. Unknown is None, never 0.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -138,3 +138,9 @@ class HostFacts:
     user_namespaces: bool | None
     response_seconds: float
     details: dict[str, Any] = field(default_factory=dict)  # operating system, cgroup version, storage driver
+    noted_at: datetime = field(default_factory=lambda: datetime.now(UTC))  # by our own clock
+
+    @property
+    def clock_offset(self) -> timedelta:
+        """How far the engine's clock was ahead of ours when it answered; nothing where it tells no time."""
+        return timedelta() if self.system_time is None else self.system_time - self.noted_at

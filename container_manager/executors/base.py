@@ -143,6 +143,14 @@ class Executor(ABC):
         False: it runs, or has run; it was left where it is, if it was there. Raises `HostFault`.
         """
 
+    def remembers(self, container_id: str) -> bool:
+        """Whether the engine itself has watched a container since its start: then its log has no gap.
+
+        False where it was restarted meanwhile, as far as it can tell. Raises `HostFault`.
+        """
+        del container_id
+        return True
+
     @abstractmethod
     def close(self) -> None:
         """Free connections and end every open stream of this executor: follows and watches return."""

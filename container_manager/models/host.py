@@ -188,7 +188,9 @@ class ExecutorHost(models.Model):
         # Before the row is written: another process may have seen the change first, and then said since when.
         changed = ExecutorHost.objects.filter(pk=self.pk).exclude(health=health)
         changed.update(health=health, health_since=Now())
-        self.save(update_fields=["health", "health_error", "health_checked_at", *further])
+        # By a query: the row may have been deleted meanwhile, which is no error of the host's.
+        names = ["health", "health_error", "health_checked_at", *further]
+        ExecutorHost.objects.filter(pk=self.pk).update(**{name: getattr(self, name) for name in names})
         if health != previous:
             answers = signals.host_status_changed.send_robust(
                 sender=ExecutorHost, host=self, previous=previous

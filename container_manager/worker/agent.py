@@ -28,6 +28,8 @@ from container_manager.worker.stopping import Stopper
 logger = logging.getLogger("container_manager.worker")
 
 RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)
+#: How often the record of a host that is fine is made anew.
+HEALTH_SECONDS = 30.0
 #: A host that owes the answer to a comparison for this long is called unreachable, and gets no new jobs.
 SLOW_SECONDS = 5.0
 
@@ -59,6 +61,7 @@ class HostAgent:
         self._lock = threading.Lock()
         self._resync_since: float | None = None  # monotonic; when the comparison under way was asked for
         self._slow = False
+        self._told_at = 0.0  # monotonic; when we last told how the host is
         self._link = Link(executor, facts)
         self._crew = Crew(name, launch_threads=launch_threads)
         self._harvester = Harvester(self._link, self._crew, inbox)
@@ -148,7 +151,7 @@ class HostAgent:
 
     def _heed(self, event: EngineEvent) -> None:
         if event.action is EventAction.CONNECTED:
-            self._inbox.put(HostUp(host_id=self._host_id, facts=self._link.prove()))
+            self._tell_health(self._link.prove())
             self._submit_resync()
             return
         run = self._by_id(event.container_id)
@@ -213,10 +216,13 @@ class HostAgent:
         if not self._link.is_proven:
             return None
         listed = {found.container_id: found for found in self._executor.list_owned(self._installation)}
-        if self._slow:
-            self._inbox.put(HostUp(host_id=self._host_id, facts=self._executor.health()))
-            self._slow = False
+        if self._slow or time.monotonic() - self._told_at > HEALTH_SECONDS:
+            self._tell_health(self._link.prove())
         return listed if self._link.is_proven else None
+
+    def _tell_health(self, facts: HostFacts) -> None:
+        self._inbox.put(HostUp(host_id=self._host_id, facts=facts))
+        self._slow, self._told_at = False, time.monotonic()
 
     # -------------------------------------------------------------------------------------- insides
 

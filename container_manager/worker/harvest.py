@@ -36,13 +36,14 @@ class Harvester:
 
     def follow(self, run: Run) -> None:
         """Read the log of a running container as it grows, if nobody does yet."""
-        if run.phase is not Phase.RUNNING or self._crew.stopping.is_set() or run.follower_alive:
-            return
-        name = f"{self._crew.name}-log"
-        run.follower = threading.Thread(
-            target=self._crew.guarded(self._read_on), args=(run,), name=name, daemon=True
-        )
-        run.follower.start()
+        with run.lock:  # else one could begin beside the last reading, and take its place
+            if run.phase is not Phase.RUNNING or self._crew.stopping.is_set() or run.follower_alive:
+                return
+            name = f"{self._crew.name}-log"
+            run.follower = threading.Thread(
+                target=self._crew.guarded(self._read_on), args=(run,), name=name, daemon=True
+            )
+            run.follower.start()
 
     def harvest(self, run: Run) -> None:
         """Look at a container that is said to have ended; if it has, read it to its end and report."""
@@ -50,10 +51,8 @@ class Harvester:
             run.ended_since = run.ended_since or time.monotonic()
             if run.phase is not Phase.RUNNING:
                 return  # not known to run yet, and looked at again once it is; or another thread is at it
-        if run.follower_alive and run.follower is not threading.current_thread():
-            if time.monotonic() - max(run.ended_since, run.logs.read_at) < FOLLOWER_PATIENCE_SECONDS:
-                return  # the follower reads to the end and comes here itself
-            run.note("logs: the engine did not end the log stream; read again from the cursor")
+        if _is_followed(run):
+            return  # the follower reads to the end and comes here itself
         seen = self._link.look(run.name)
         if seen is None:
             return  # the comparison after the next connect comes back to it
@@ -62,8 +61,10 @@ class Harvester:
             run.ended_since = 0.0
             return
         with run.lock:
-            if run.phase is not Phase.RUNNING:
-                return
+            if run.phase is not Phase.RUNNING or _is_followed(run):
+                return  # one began while we looked
+            if run.follower_alive and run.follower is not threading.current_thread():
+                run.note("logs: the engine did not end the log stream; read again from the cursor")
             run.phase = Phase.HARVESTING
         try:
             self._drain(run, seen)
@@ -83,13 +84,15 @@ class Harvester:
             return  # the comparison after the next connect starts another follower
         self.harvest(run)
 
-    def _read(self, run: Run, *, follow: bool) -> None:
+    def _read(self, run: Run, *, follow: bool) -> bool:
+        """Take in what the log has; whether that was all of it, and nobody else began to read."""
         reader = run.logs.reader()
         for frame in self._link.executor.logs(run.name, since=run.logs.cursor, follow=follow):
-            if not run.logs.is_reader(reader) or run.logs.truncated:
-                return
-            if run.logs.add(frame) and follow:
+            if run.logs.truncated or not run.logs.is_reader(reader):
+                return False
+            if run.logs.add(frame, reader=reader) and follow:
                 self._flush_soon(run)
+        return run.logs.is_reader(reader)
 
     def _flush_soon(self, run: Run) -> None:
         def flush() -> None:
@@ -102,8 +105,7 @@ class Harvester:
         if seen.state is ContainerState.NOT_FOUND or run.logs.truncated:
             return
         try:
-            self._read(run, follow=False)
-            run.logs.complete = True
+            run.logs.complete = self._read(run, follow=False) and self._is_whole(run)
         except ContainerGone:
             run.note("logs: the container was removed before its log was read to the end")
         except EngineFault as error:
@@ -111,6 +113,13 @@ class Harvester:
             if run.unreadable < READ_ATTEMPTS:
                 raise
             run.note(f"logs: the engine cannot read them, the rest is given up: {error.explained()}")
+
+    def _is_whole(self, run: Run) -> bool:
+        """What a program wrote while its engine was down, and then ended, may be lost: the engine's way."""
+        if not run.interrupted or self._link.executor.remembers(run.name):
+            return True
+        run.note("logs: the engine was restarted while the program ran; lines may be missing")
+        return False
 
     def _report(self, run: Run, seen: Observation) -> None:
         if seen.state is ContainerState.NOT_FOUND:
@@ -131,6 +140,13 @@ class Harvester:
                 logs=logs,
             )
         )
+
+
+def _is_followed(run: Run) -> bool:
+    """Whether another thread reads the log and will come to its end; one that hangs does not count."""
+    if not run.follower_alive or run.follower is threading.current_thread():
+        return False
+    return time.monotonic() - max(run.ended_since, run.logs.read_at) < FOLLOWER_PATIENCE_SECONDS
 
 
 def _mind_restart(run: Run, seen: Observation) -> None:

@@ -20,6 +20,8 @@ from container_manager.worker.messages import HostDown, HostUp, Inbox
 logger = logging.getLogger("container_manager.worker")
 
 PROBE_AGAIN_SECONDS = 2.0
+#: How often a host that another worker serves is asked whether it is still there.
+STANDBY_PROBE_SECONDS = 30.0
 
 
 class HostSeat:
@@ -56,7 +58,7 @@ class HostSeat:
 
     def probe_if_due(self) -> None:
         """Ask the host who it is, in a thread of its own: a host that hangs must not hold up the others."""
-        if self.agent is not None or self.reachable or time.monotonic() < self.probe_at:
+        if self.agent is not None or time.monotonic() < self.probe_at:
             return
         if self._probe is not None and self._probe.is_alive():
             return
@@ -76,6 +78,7 @@ class HostSeat:
         """The host answered: record its facts. Raises HostMismatch when it is another engine."""
         self.host.record_up(facts)
         self.facts, self.reachable, self.problem = facts, True, ""
+        self.probe_at = time.monotonic() + STANDBY_PROBE_SECONDS
 
     def went_down(self, error: ExecutorError) -> None:
         """The host does not answer, or as somebody else. Jobs on it are left as they are."""

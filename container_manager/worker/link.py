@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from container_manager.core.errors import HostFault, HostMismatch
 from container_manager.core.observation import HostFacts, Observation
@@ -23,7 +23,7 @@ class Link:
     def __init__(self, executor: Executor, facts: HostFacts) -> None:
         self.executor = executor
         self._engine_id = facts.engine_id
-        self._clock_offset = _clock_offset(facts)
+        self._clock_offset = facts.clock_offset
         self._proven = threading.Event()
         self._proven.set()  # its facts were asked for just now
 
@@ -44,7 +44,7 @@ class Link:
                 f"engine {facts.engine_id} answers at this host's address, which is bound to the engine "
                 f"{self._engine_id}"
             )
-        self._clock_offset = _clock_offset(facts)
+        self._clock_offset = facts.clock_offset
         self._proven.set()
         return facts
 
@@ -66,8 +66,3 @@ class Link:
     def engine_now(self) -> datetime:
         """The time by the engine's clock."""
         return datetime.now(UTC) + self._clock_offset
-
-
-def _clock_offset(facts: HostFacts) -> timedelta:
-    """How far the engine's clock is ahead of ours."""
-    return timedelta() if facts.system_time is None else facts.system_time - datetime.now(UTC)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from container_manager.core.logframes import encode
-from container_manager.core.logtext import BoundedLog
+from container_manager.core.logtext import CAP_MARK, BoundedLog
 from container_manager.core.observation import STDOUT, LogCursor, LogFrame
 from container_manager.records import Chunk, LogState
 
@@ -56,10 +56,13 @@ class LogBuffer:
         self._sequence = chunk_count
         self._position.restore(cursor)
 
-    def add(self, frame: LogFrame) -> bool:
-        """Take one frame. True when it is the first of a new batch. Nothing beyond the cap is kept."""
+    def add(self, frame: LogFrame, *, reader: int | None = None) -> bool:
+        """Take one frame. True when it is the first of a new batch. Nothing beyond the cap is kept.
+
+        Nor is what a `reader` brings whom another one has replaced: it would be stored twice.
+        """
         with self._lock:
-            if self.truncated:
+            if self.truncated or (reader is not None and reader != self._reader):
                 return False
             if self._stdout.total_bytes + self._stderr.total_bytes + len(frame.payload) > self._max_bytes:
                 self.truncated = True
@@ -145,9 +148,15 @@ class LogBuffer:
             stderr_bytes=self._stderr.total_bytes,
             complete=self.complete and not self.truncated,
             truncated=self.truncated,
-            stdout_text=self._stdout.text if with_columns else None,
-            stderr_text=self._stderr.text if with_columns else None,
+            stdout_text=self._text(self._stdout) if with_columns else None,
+            stderr_text=self._text(self._stderr) if with_columns else None,
         )
+
+    def _text(self, shown: BoundedLog) -> str:
+        text = shown.text
+        if not self.truncated:
+            return text
+        return f"{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{CAP_MARK}"
 
     def _shown(self, frame: LogFrame) -> None:
         (self._stdout if frame.stream == STDOUT else self._stderr).add(frame)

@@ -149,6 +149,17 @@ class Recorder:
         held.run.note(f"given up: {message}")
         self._finish(held, lost(message), None)
 
+    def stray_removed(self, key: Key, why: str) -> None:
+        """A running container of an attempt that is over was found and removed: the record says so."""
+        execution = ExecutionMetadata.objects.filter(job_id=key.job_id, attempt=key.attempt).first()
+        if execution is None:
+            return
+        ran_to_an_end = execution.finished_at is not None
+        text = "started again from outside after its end" if ran_to_an_end else "still running"
+        lifecycle.note_removal(
+            execution, f"the container was found {text} ({why}); it was removed", self._worker
+        )
+
     def removed(self, keys: Collection[Key]) -> None:
         """Containers of these attempts are gone."""
         names = [container_name(key.job_id, key.attempt) for key in keys]

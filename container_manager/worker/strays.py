@@ -42,6 +42,12 @@ class Stray:
     job_id: str
     attempt: int
     judgement: Judgement
+    is_known: bool  # the database has its job
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its program runs."""
+        return self.container.state in _ALIVE
 
 
 def judge_strays(
@@ -56,7 +62,7 @@ def judge_strays(
             f"the database is that of another installation than {installation}, with which this worker began"
         )
     labelled = [(container, *_labels(container)) for container in containers]
-    records = _records({job_id for _, job_id, _ in labelled})
+    records = _records({job_id for _, job_id, _ in labelled}, engine_now)
     recorded_ids = _recorded_ids([container.container_id for container in containers])
     retention = 0.0 if settings.IMMEDIATE_CLEANUP else settings.CONTAINER_RETENTION_SECONDS
     strays = []
@@ -77,18 +83,26 @@ def judge_strays(
             retention_seconds=retention,
             grace_seconds=settings.STRAY_GRACE_SECONDS,
         )
-        strays.append(Stray(container=container, job_id=job_id, attempt=attempt, judgement=judgement))
+        strays.append(
+            Stray(
+                container=container,
+                job_id=job_id,
+                attempt=attempt,
+                judgement=judgement,
+                is_known=job_id in records,
+            )
+        )
     return strays
 
 
-def _records(job_ids: Collection[str]) -> dict[str, JobRecord]:
-    now = timezone.now()
+def _records(job_ids: Collection[str], engine_now: datetime) -> dict[str, JobRecord]:
+    """What is known of these jobs. Their ends are by the engines' clocks, and so must the present be."""
     rows = ContainerJob.objects.filter(pk__in=[job_id for job_id in job_ids if _is_id(job_id)])
     return {
         str(pk): JobRecord(
             status=Status(status),
             attempt=attempt,
-            finished_seconds_ago=None if ended is None else (now - ended).total_seconds(),
+            finished_seconds_ago=None if ended is None else (engine_now - ended).total_seconds(),
         )
         for pk, status, attempt, ended in rows.values_list("pk", "status", "attempt", "completed_at")
     }
@@ -145,7 +159,7 @@ def survey(host: ExecutorHost, executor: Executor, settings: Settings) -> Survey
         containers=judge_strays(
             listed,
             installation=installation,
-            engine_now=facts.system_time or timezone.now(),
+            engine_now=timezone.now() + facts.clock_offset,
             settings=settings,
         ),
         missing=[job for job in active if job.container_name not in names],

@@ -21,7 +21,14 @@ from django.db.models import Q
 
 from container_manager import lifecycle
 from container_manager.conf import Settings, get_settings
-from container_manager.core.errors import ExecutorError, HostFault, InvalidJob, LeaseLost, NeverStarted
+from container_manager.core.errors import (
+    ExecutorError,
+    HostFault,
+    IllegalTransition,
+    InvalidJob,
+    LeaseLost,
+    NeverStarted,
+)
 from container_manager.core.policy import enforce
 from container_manager.core.reconcile import Verdict
 from container_manager.core.states import ACTIVE, FINAL
@@ -96,6 +103,7 @@ class Worker:
         self._recorder = Recorder(self.name, self._settings)
         self._hands = Hands(self._settings, self._inbox)
         self._removed: list[Key] = []
+        self._stray_notes: dict[Key, str] = {}  # what to put into the record once it is removed
         self._ended: dict[Key, Held] = {}  # recorded, container not yet removed
         self._stop = threading.Event()
         self._due: dict[str, float] = {}
@@ -234,6 +242,12 @@ class Worker:
         except LeaseLost as error:
             logger.warning("%s", error)
             self._database.attempt(self._seats.drop_lost_leases)
+        except IllegalTransition:
+            # A mistake of ours about one job must not end all others. Not ours any more, it is adopted anew.
+            logger.exception("a report does not fit its job: %s", message)
+            held = self._hands.get(getattr(message, "key", Key("", 0)))
+            if held is not None:
+                self._hands.drop(held)
         except (DatabaseError, ObjectDoesNotExist):
             if not self._drop_if_deleted(message):
                 raise
@@ -258,6 +272,7 @@ class Worker:
                 self._ended.pop(message.key, None)
                 if message.gone:
                     self._removed.append(message.key)
+                    self._note_stray(message.key)
             case _:
                 held = self._hands.get(message.key)
                 if held is not None:
@@ -350,7 +365,16 @@ class Worker:
                 extra={"job_id": stray.job_id, "docker_host": seat.host.name},
             )
             if not dry:
-                seat.agent.remove_stray(stray.container.container_id, Key(stray.job_id, stray.attempt))
+                key = Key(stray.job_id, stray.attempt)
+                if stray.is_alive and stray.is_known:
+                    self._stray_notes[key] = stray.judgement.why
+                seat.agent.remove_stray(stray.container.container_id, key)
+
+    def _note_stray(self, key: Key) -> None:
+        why = self._stray_notes.get(key)
+        if why is not None:
+            self._recorder.stray_removed(key, why)
+            del self._stray_notes[key]
 
     # --------------------------------------------------------------------------------------- claims
 

@@ -47,6 +47,8 @@ STOP_CHECK_SECONDS = 0.5
 NAME_RESERVED_SECONDS = 5.0
 #: For how long after its creation a container is started without a look whether somebody else did.
 UNTOUCHED_SECONDS = 5.0
+#: An engine remembers its last 256 events; with about as many, older ones may have been pushed out.
+FULL_MEMORY_EVENTS = 250
 _ALIVE = {ContainerState.RUNNING, ContainerState.PAUSED}
 
 
@@ -235,6 +237,10 @@ class DockerExecutor(Executor):
                     raise engine_fault(refused) from refused
         return not self._was_started(container_id)
 
+    def remembers(self, container_id: str) -> bool:
+        """By its events: the start is among them, or there are so many that it may have been pushed out."""
+        return self._was_started(container_id) or self._remembered({}) >= FULL_MEMORY_EVENTS
+
     def close(self) -> None:
         """See `Executor.close`."""
         self._images.close()
@@ -293,20 +299,20 @@ class DockerExecutor(Executor):
             raise
 
     def _was_started(self, container_id: str) -> bool:
-        """Whether a container that is not there ran before, as far as the engine remembers its events."""
+        """Whether a container ran, as far as the engine remembers its events."""
+        return self._remembered({"container": [container_id], "event": ["start"]}) > 0
+
+    def _remembered(self, filters: dict[str, list[str]]) -> int:
+        """How many such events the engine still knows; a restart makes it forget all."""
         # The engine's own time: the answer to a question about the future would wait for it.
         until = translate.moment(self._call("GET", "/info").get("SystemTime"))
         if until is None:
-            raise EngineFault(f"whether {container_id} was started cannot be told: the engine tells no time")
-        params = {
-            "since": "1",
-            "until": f"{until.timestamp():.6f}",
-            "filters": json.dumps({"container": [container_id], "event": ["start"]}),
-        }
+            raise EngineFault("the engine tells no time, so that its events cannot be asked for")
+        params = {"since": "1", "until": f"{until.timestamp():.6f}", "filters": json.dumps(filters)}
         patience = self.config.timeout_seconds
         try:
             with self._connection.stream("GET", "/events", params=params, idle_timeout=patience) as stream:
-                return any(True for _ in json_lines(stream))
+                return sum(1 for _ in json_lines(stream))
         except Refused as refused:
             raise engine_fault(refused) from refused
 
