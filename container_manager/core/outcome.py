@@ -209,6 +209,13 @@ def _never_started(case: _Case) -> Outcome | None:
     return _failed(reason, seen.exit_code, f"The engine could not start the program: {seen.error}.")
 
 
+def _no_start(case: _Case) -> Outcome | None:
+    """An exit code of 0 is what a container has that never ran."""
+    if case.seen.state is not ContainerState.EXITED or case.seen.ever_started:
+        return None
+    return _failed(ExitReason.HOST_LOST, None, "The engine calls the container ended and knows of no start.")
+
+
 def _out_of_memory(case: _Case) -> Outcome | None:
     if not case.seen.oom_killed or case.seen.exit_code == 0:
         return None
@@ -253,6 +260,7 @@ _EVIDENCE: tuple[Callable[[_Case], Outcome | None], ...] = (
     _our_own_doing,
     _gone,
     _never_started,
+    _no_start,
     _out_of_memory,
     _crash,
     _a_signal,

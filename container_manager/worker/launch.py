@@ -53,9 +53,17 @@ class Launcher:
             raise
 
     def resolve(self, run: Run) -> None:
-        """Find out what a run of unknown fate has come to, and go on from there."""
-        if run.phase is not Phase.UNCERTAIN:
-            return
+        """Find out what a run of unknown fate has come to, and go on from there. One thread at a time."""
+        with run.lock:
+            if run.phase is not Phase.UNCERTAIN or run.resolving:
+                return
+            run.resolving = True
+        try:
+            self._resolve(run)
+        finally:
+            run.resolving = False
+
+    def _resolve(self, run: Run) -> None:
         seen = self._link.look(run.name)
         if seen is None or seen.state is ContainerState.UNKNOWN:
             return  # the comparison after the next connect asks again
@@ -69,7 +77,7 @@ class Launcher:
             else:
                 run.note("adopt: the engine remembers that it was started")
                 run.ever_running = True
-                self._crew.work(self.resolve, run)
+                self._crew.after(0.0, self.resolve, run)
             return
         run.note(f"adopt: container {run.name[:12]} is {seen.state}")
         run.interrupted = seen.state not in ALIVE

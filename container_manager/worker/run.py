@@ -37,6 +37,7 @@ class Run:
     logs: LogBuffer
     phase: Phase = Phase.LAUNCHING
     lock: threading.Lock = field(default_factory=threading.Lock)
+    resolving: bool = False  # a thread is finding out what became of it
     container_id: str = ""
     intent: Intent = Intent.NONE
     announced: bool = False  # the supervisor knows that it runs

@@ -80,7 +80,9 @@ def finish_job(
     frames = [LogFrame(STDOUT, 1_900_000_000_000_000_000, stdout)] if stdout else []
     frames += [LogFrame(STDERR, 1_900_000_000_000_000_001, stderr)] if stderr else []
     outcome = decide(
-        Observation(state=ContainerState.EXITED, exit_code=exit_code, oom_killed=oom_killed),
+        Observation(
+            state=ContainerState.EXITED, exit_code=exit_code, oom_killed=oom_killed, started_at=end
+        ),
         intent=intent,
         timeout_seconds=job.timeout_seconds,
         memory_limit_mb=job.memory_limit,

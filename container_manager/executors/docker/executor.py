@@ -231,7 +231,7 @@ class DockerExecutor(Executor):
             except Refused as refused:
                 if refused.http_status == 409 and self.inspect(container_id).ever_started:
                     return False
-                if refused.http_status != 404:
+                if refused.http_status not in {404, 409}:  # 409: its removal is under way, no start comes
                     raise engine_fault(refused) from refused
         return not self._was_started(container_id)
 

@@ -97,6 +97,9 @@ def observation(inspected: Mapping[str, Any]) -> Observation:
     state = inspected.get("State", {})
     seen = _STATES.get(state.get("Status", ""), ContainerState.UNKNOWN)
     started = moment(state.get("StartedAt"))
+    if seen is ContainerState.EXITED and started is None:
+        # On its way out and never run: the engine calls it dead, with an exit code of 0, until it is gone.
+        seen = ContainerState.UNKNOWN
     ended = seen is ContainerState.EXITED or (seen is ContainerState.CREATED and bool(state.get("Error")))
     finished = moment(state.get("FinishedAt")) if ended else None
     if started is not None and finished is not None and finished < started:

@@ -187,3 +187,9 @@ def test_every_reason_has_a_label_and_every_driver_fault_a_reason() -> None:
     assert faults
     assert all(fault.reason in REASONS for fault in faults)
     assert not any(fault.retryable for fault in faults)
+
+
+def test_a_container_that_ended_without_a_start_is_no_success() -> None:
+    dead = Observation(state=ContainerState.EXITED, exit_code=0)
+    outcome = decide(dead)
+    assert (outcome.status, outcome.reason) == (Status.FAILED, ExitReason.HOST_LOST)
