@@ -3,7 +3,7 @@
     python tools/postgres.py start     prints a URL postgresql://user:password@127.0.0.1:port/postgres
     python tools/postgres.py stop
 
-Durability is switched off: this is for tests and for nothing else.
+A commit survives the server's death and not the machine's: this is for tests and for nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from tools.processes import Process
 MINIMUM = 15
 QUICK = {
     "fsync": "off",
-    "synchronous_commit": "off",
     "full_page_writes": "off",
     "max_connections": "200",
     "listen_addresses": "'127.0.0.1'",
@@ -151,8 +150,7 @@ class Cluster(PrivateServer):
             if self._running():
                 self._halt()
             subprocess.run(["umount", str(self.data)], check=True)
-        # super() does not know the class that dataclass made anew for its slots.
-        PrivateServer._remove(self)  # noqa: SLF001
+        super(Cluster, self)._remove()  # without arguments it means the class as it was before `slots`
 
     def _launch(self) -> None:
         self._control("--log", f"{self.home}/log", "--wait", "--timeout", "60", "start")

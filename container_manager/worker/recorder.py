@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import uuid
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
@@ -151,7 +152,7 @@ class Recorder:
 
     def stray_removed(self, key: Key, why: str) -> None:
         """A running container of an attempt that is over was found and removed: the record says so."""
-        execution = ExecutionMetadata.objects.filter(job_id=key.job_id, attempt=key.attempt).first()
+        execution = ExecutionMetadata.objects.filter(job=uuid.UUID(key.job_id), attempt=key.attempt).first()
         if execution is None:
             return
         ran_to_an_end = execution.finished_at is not None

@@ -28,7 +28,8 @@ from tests.fault.parts import (
     until_cleaned,
 )
 from tests.fault.server import Server
-from tools.postgres import Cluster, PostgresError
+from tools.postgres import Cluster
+from tools.private_server import ServerError
 
 SLOTS = 8
 JOBS = 1000 if FULL else 100
@@ -56,7 +57,7 @@ def postgres_database() -> Iterator[Database]:
     cluster = Cluster(name=f"many-{os.getpid()}")
     try:
         yield Server(cluster).new_database()
-    except PostgresError as error:
+    except ServerError as error:
         engines.missing("a PostgreSQL of the tests' own", str(error))
     finally:
         cluster.stop()
