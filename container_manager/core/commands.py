@@ -32,6 +32,7 @@ _TOKEN = re.compile(
 _ESCAPE_IN_DOUBLE = re.compile(r"\\([$`\"\\\n])")
 _ANY_ESCAPE = re.compile(r"\\.", re.DOTALL)
 #: `NAME=value program`, and `! program`, which turns the exit code round.
+_LINE_ENDS = re.compile(r"\r+\n")
 _SHELL_START = re.compile(r"[ \t\r\n]*(?:[A-Za-z_][A-Za-z0-9_]*=|![ \t\r\n])")
 #: Inside these a shell follows rules of its own, so that only the shell can say whether a quote is open.
 _OPAQUE = ("<<", "$(", "${", "`")
@@ -108,7 +109,7 @@ def _form(form: CommandForm | str) -> CommandForm:
 
 def _from_text(text: str, form: CommandForm) -> ParsedCommand:
     if form is not CommandForm.EXEC:
-        text = text.replace("\r\n", "\n")
+        text = _LINE_ENDS.sub("\n", text)  # once and for all: what is stored is read again
     reading = _read(text)
     shell = form is CommandForm.SHELL or (form is CommandForm.AUTO and reading.needs_shell)
     if reading.unclosed and not (shell and _may_close(text)):

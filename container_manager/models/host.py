@@ -171,26 +171,29 @@ class ExecutorHost(models.Model):
             "api_version": facts.api_version,
             "user_namespaces": facts.user_namespaces,
         }
-        self._store_health(
-            self.Health.HEALTHY,
-            "",
-            ["engine_id", "engine_version", "cpus", "memory_bytes", "response_seconds", "facts"],
+        # By queries: the row may have been deleted meanwhile, which is no error of the host's.
+        ExecutorHost.objects.filter(pk=self.pk).update(
+            engine_id=self.engine_id,
+            engine_version=self.engine_version,
+            cpus=self.cpus,
+            memory_bytes=self.memory_bytes,
+            response_seconds=self.response_seconds,
+            facts=self.facts,
         )
+        self._store_health(self.Health.HEALTHY, "")
 
     def record_down(self, error: ExecutorError) -> None:
         """Store that a health call failed, and how."""
         mismatch = isinstance(error, HostMismatch)
-        self._store_health(self.Health.MISMATCHED if mismatch else self.Health.UNREACHABLE, str(error), [])
+        self._store_health(self.Health.MISMATCHED if mismatch else self.Health.UNREACHABLE, str(error))
 
-    def _store_health(self, health: Health, error: str, further: list[str]) -> None:
+    def _store_health(self, health: Health, error: str) -> None:
         previous, self.health = self.health, health
         self.health_error, self.health_checked_at = error, timezone.now()
-        # Before the row is written: another process may have seen the change first, and then said since when.
-        changed = ExecutorHost.objects.filter(pk=self.pk).exclude(health=health)
-        changed.update(health=health, health_since=Now())
-        # By a query: the row may have been deleted meanwhile, which is no error of the host's.
-        names = ["health", "health_error", "health_checked_at", *further]
-        ExecutorHost.objects.filter(pk=self.pk).update(**{name: getattr(self, name) for name in names})
+        row = ExecutorHost.objects.filter(pk=self.pk)
+        # Another process may have seen the change first, and then said since when.
+        row.exclude(health=health).update(health=health, health_since=Now())
+        row.update(health_error=error, health_checked_at=self.health_checked_at)
         if health != previous:
             answers = signals.host_status_changed.send_robust(
                 sender=ExecutorHost, host=self, previous=previous
