@@ -3,8 +3,6 @@
 CM_FAULT_SETTINGS   JSON: the worker's CONTAINER_MANAGER_SETTINGS
 CM_FAULT_MARKERS    a world-writable directory on the engine's machine: each container finds it at
                     /markers and its own name in CM_MARKER, and its program leaves a file there first
-CM_FAULT_GRACE      seconds for which an unknown container is left alone (production: a minute)
-CM_FAULT_PAUSE      longest rest of a host after launches that failed by its fault
 """
 
 from __future__ import annotations
@@ -31,7 +29,6 @@ def prepare() -> None:
     django.setup()
     killing.install()
     _mark_starts()
-    _shorten_times()
 
 
 def _mark_starts() -> None:
@@ -48,11 +45,3 @@ def _mark_starts() -> None:
         return payload
 
     translate.create_payload = with_markers
-
-
-def _shorten_times() -> None:
-    from container_manager.worker import hosts, recorder
-
-    recorder.STRAY_GRACE_SECONDS = float(os.environ.get("CM_FAULT_GRACE", "2"))
-    if pause := os.environ.get("CM_FAULT_PAUSE"):
-        hosts.MAX_PAUSE_SECONDS = float(pause)

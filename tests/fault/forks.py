@@ -18,7 +18,6 @@ import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,6 @@ class Plan:
     moment_seconds: float = 3.0  # the latest of these moments
     host: str = ""  # serve this one alone
     #: Let the lease of a worker that is dead run out at once, as if its time had passed.
-    hasten: bool = False
 
     def to_json(self) -> str:
         """For the command line."""
@@ -126,8 +124,6 @@ class Server:
         self._selector.unregister(worker.pidfd)
         os.close(worker.pidfd)
         del self._living[worker.pid]
-        if self._plan.hasten:
-            self._let_lease_run_out(worker.pid)
         log = worker.log.read_text(errors="replace")
         where = log.rpartition("killed at ")[2].strip() if "killed at " in log else "a moment"
         odd = code != -signal.SIGKILL or "Traceback" in log
@@ -146,14 +142,6 @@ class Server:
         for worker in list(self._living.values()):
             os.kill(worker.pid, signal.SIGKILL)
             self._reap(worker)
-
-    def _let_lease_run_out(self, pid: int) -> None:
-        from django.db.models.functions import Now
-
-        from container_manager.models import EngineLease
-
-        dead = EngineLease.objects.filter(worker__contains=f":{pid}:")
-        dead.update(expires_at=Now() - timedelta(seconds=1))
 
     def _say(self, **facts: Any) -> None:
         print(json.dumps(facts), flush=True)

@@ -138,8 +138,6 @@ def test_workers_that_die_anywhere(
         **child_environment,
         "DJANGO_SETTINGS_MODULE": "tests.fault.settings",
         "CM_FAULT_SETTINGS": json.dumps({k: v for k, v in SETTINGS.items() if k != "EXECUTORS"}),
-        "CM_FAULT_GRACE": "1",
-        "CM_FAULT_PAUSE": "0.2",
     }
     dice = seed("points")
     feeder = Feeder(dice, fake)
@@ -148,7 +146,6 @@ def test_workers_that_die_anywhere(
         workers=2,
         most=int(os.environ.get("CM_KILL_MOST", "60")),
         folder=str(tmp_path / "killed"),
-        hasten=True,
     )
     began = time.monotonic()
     with killing(plan, environment) as killer:

@@ -95,7 +95,6 @@ def test_workers_that_die_at_random(
         "DJANGO_SETTINGS_MODULE": "tests.fault.settings",
         "CM_FAULT_SETTINGS": json.dumps(SETTINGS),
         "CM_FAULT_MARKERS": str(markers),
-        "CM_FAULT_PAUSE": "0.5",
     }
     dice = seed("random")
     feeder = Feeder(dice)
