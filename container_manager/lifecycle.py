@@ -515,17 +515,16 @@ def adopt(
         return pairs
 
 
-def note_removal(execution: ExecutionMetadata, message: str, worker: str) -> None:
-    """Put into the record that something of an attempt which is over was found and removed."""
-    stamp = f"{timezone.now():%Y-%m-%dT%H:%M:%S}Z {message}\n"
+def note(execution: ExecutionMetadata, what: str, message: str, worker: str) -> None:
+    """Put into the record what was found of an attempt that is over; no status changes."""
+    line = f"{timezone.now():%Y-%m-%dT%H:%M:%S}Z {message}\n"
     with transaction.atomic(using=_alias()):
         job = execution.job
-        execution.docker_log += stamp
+        execution.docker_log += line
         execution.save(update_fields=["docker_log"])
-        QuerySet(ContainerJob).filter(pk=job.pk, attempt=execution.attempt).update(
-            docker_log=Concat("docker_log", Value(stamp), output_field=TextField())
-        )
-        _event(job, "container_removed", source=job.status, actor=worker, message=message)
+        row: QuerySet[ContainerJob] = QuerySet(ContainerJob).filter(pk=job.pk, attempt=execution.attempt)
+        row.update(docker_log=Concat("docker_log", Value(line), output_field=TextField()))
+        _event(job, what, source=job.status, actor=worker, message=message)
 
 
 def admit_due() -> int:

@@ -143,13 +143,14 @@ class Executor(ABC):
         False: it runs, or has run; it was left where it is, if it was there. Raises `HostFault`.
         """
 
-    def remembers(self, container_id: str) -> bool:
-        """Whether the engine itself has watched a container since its start: then its log has no gap.
+    def remembered_starts(self, container_id: str) -> int | None:
+        """How often the engine has seen a container start since it runs itself; None: it cannot tell.
 
-        False where it was restarted meanwhile, as far as it can tell. Raises `HostFault`.
+        0 for one that ran says that the engine was restarted meanwhile: what the program wrote at that time
+        may be lost. Raises `HostFault`.
         """
         del container_id
-        return True
+        return None
 
     @abstractmethod
     def close(self) -> None:

@@ -231,6 +231,12 @@ class FakeExecutor(Executor):
                 self.engine.discard(container)
             return not self.engine.starts[container_id]
 
+    def remembered_starts(self, container_id: str) -> int | None:
+        """Every start since the engine was made."""
+        with self.engine.call("remembered_starts", container_id):
+            container = self.engine.find(container_id)
+            return self.engine.starts[container_id if container is None else container.spec.name]
+
     def close(self) -> None:
         """End the streams of this executor; the engine and its containers stay."""
         self._closed.set()

@@ -10,17 +10,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 
 from container_manager.core.errors import ExecutorError, HostFault, HostTimeout
 from container_manager.core.observation import EngineEvent, EventAction, HostFacts, OwnedContainer
 from container_manager.core.outcome import Intent
+from container_manager.core.spec import LABEL_ATTEMPT, LABEL_JOB
 from container_manager.executors.base import Executor
 from container_manager.worker.crew import Crew
 from container_manager.worker.harvest import ALIVE, FOLLOW_AFTER_SECONDS, Harvester
 from container_manager.worker.launch import Fence, Launcher
 from container_manager.worker.link import Link
-from container_manager.worker.messages import HostDown, HostUp, Inbox, Key, Removed, Strays
+from container_manager.worker.messages import HostDown, HostUp, Inbox, Key, Removed, Started, Strays
 from container_manager.worker.run import Phase, Run
 from container_manager.worker.sampler import Sampler
 from container_manager.worker.stopping import Stopper
@@ -155,12 +156,19 @@ class HostAgent:
             self._submit_resync()
             return
         run = self._by_id(event.container_id)
+        if event.action is EventAction.START and (run is None or run.phase is Phase.HARVESTING):
+            self._tell_start(event)
         if run is None:
             return
         if event.action in (EventAction.DIE, EventAction.DESTROY):
             self._crew.work(self._harvester.harvest, run)
         elif event.action in (EventAction.OOM, EventAction.PAUSE, EventAction.UNPAUSE):
             run.note(f"event: {event.action}")
+
+    def _tell_start(self, event: EngineEvent) -> None:
+        attempt = event.labels.get(LABEL_ATTEMPT, "")
+        key = Key(event.labels.get(LABEL_JOB, ""), int(attempt) if attempt.isdigit() else 0)
+        self._inbox.put(Started(key=key, at=datetime.fromtimestamp(event.at_ns / 1e9, UTC)))
 
     # ------------------------------------------------------------------------------------ comparing
 

@@ -21,8 +21,9 @@ FOLLOW_AFTER_SECONDS = 0.3
 FOLLOWER_PATIENCE_SECONDS = 10.0
 #: How often an engine may fail to read a log (a damaged file) before the job ends without the rest of it.
 READ_ATTEMPTS = 3
-#: A container whose start lies this far behind ours was started again by somebody else.
-RESTART_SECONDS = 2.0
+#: A container whose start lies this far behind ours may have been started again by somebody else; by that
+#: much more it was, whatever clocks and calls may be good for.
+LATE_START_SECONDS, RESTART_SECONDS = 0.3, 5.0
 ALIVE = (ContainerState.RUNNING, ContainerState.PAUSED)
 
 
@@ -56,7 +57,7 @@ class Harvester:
         seen = self._link.look(run.name)
         if seen is None:
             return  # the comparison after the next connect comes back to it
-        _mind_restart(run, seen)
+        self._mind_restart(run, seen)
         if seen.state in (*ALIVE, ContainerState.UNKNOWN):
             run.ended_since = 0.0
             return
@@ -116,10 +117,22 @@ class Harvester:
 
     def _is_whole(self, run: Run) -> bool:
         """What a program wrote while its engine was down, and then ended, may be lost: the engine's way."""
-        if not run.interrupted or self._link.executor.remembers(run.name):
+        if not run.interrupted or self._link.executor.remembered_starts(run.name) != 0:
             return True
         run.note("logs: the engine was restarted while the program ran; lines may be missing")
         return False
+
+    def _mind_restart(self, run: Run, seen: Observation) -> None:
+        """Tell that a container was started again from outside: by its times, and the engine's memory."""
+        if run.restarted or run.started_at is None or seen.started_at is None:
+            return
+        late = (seen.started_at - run.started_at).total_seconds()
+        if late <= LATE_START_SECONDS:
+            return
+        starts = self._link.executor.remembered_starts(run.name)
+        if (starts or 0) > 1 or late > RESTART_SECONDS:
+            run.restarted = True
+            run.note("the container was started again from outside", seen.started_at)
 
     def _report(self, run: Run, seen: Observation) -> None:
         if seen.state is ContainerState.NOT_FOUND:
@@ -147,14 +160,6 @@ def _is_followed(run: Run) -> bool:
     if not run.follower_alive or run.follower is threading.current_thread():
         return False
     return time.monotonic() - max(run.ended_since, run.logs.read_at) < FOLLOWER_PATIENCE_SECONDS
-
-
-def _mind_restart(run: Run, seen: Observation) -> None:
-    if run.restarted or run.started_at is None or seen.started_at is None:
-        return
-    if (seen.started_at - run.started_at).total_seconds() > RESTART_SECONDS:
-        run.restarted = True
-        run.note("the container was started again from outside", seen.started_at)
 
 
 def _flush_seconds(age: float) -> float:

@@ -97,6 +97,14 @@ class Removed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A container started that we know to have ended, or do not know: by whom, the record has to tell."""
+
+    key: Key
+    at: datetime  # by the engine's clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Strays:
     """Containers of our installation that no run of this worker knows."""
 
@@ -104,7 +112,7 @@ class Strays:
     containers: tuple[OwnedContainer, ...]
 
 
-Message = Wake | HostUp | HostDown | Launched | LaunchFailed | LogBatch | Exited | Removed | Strays
+Message = Wake | HostUp | HostDown | Launched | LaunchFailed | LogBatch | Exited | Removed | Started | Strays
 
 
 class Inbox:

@@ -7,6 +7,7 @@ import random
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from django.utils import timezone
 
@@ -150,16 +151,22 @@ class Recorder:
         held.run.note(f"given up: {message}")
         self._finish(held, lost(message), None)
 
+    def started_again(self, key: Key, at: datetime) -> None:
+        """The container of an ended attempt started before it was removed: by others, if after its end."""
+        execution = self._execution(key)
+        if execution is not None and execution.finished_at is not None and at > execution.finished_at:
+            message = "the container was started again from outside after its end; it was removed"
+            lifecycle.note(execution, "started_again", message, self._worker)
+
     def stray_removed(self, key: Key, why: str) -> None:
         """A running container of an attempt that is over was found and removed: the record says so."""
-        execution = ExecutionMetadata.objects.filter(job=uuid.UUID(key.job_id), attempt=key.attempt).first()
+        execution = self._execution(key)
         if execution is None:
             return
         ran_to_an_end = execution.finished_at is not None
         text = "started again from outside after its end" if ran_to_an_end else "still running"
-        lifecycle.note_removal(
-            execution, f"the container was found {text} ({why}); it was removed", self._worker
-        )
+        message = f"the container was found {text} ({why}); it was removed"
+        lifecycle.note(execution, "container_removed", message, self._worker)
 
     def removed(self, keys: Collection[Key]) -> None:
         """Containers of these attempts are gone."""
@@ -199,6 +206,10 @@ class Recorder:
                 self._log(held, f"is tried again in {again.wait_seconds:.3g} s")
         else:
             self._log(held, "had been ended by its owner; its record was stored")
+
+    def _execution(self, key: Key) -> ExecutionMetadata | None:
+        rows = ExecutionMetadata.objects.filter(job=uuid.UUID(key.job_id), attempt=key.attempt)
+        return rows.select_related("job").first()
 
     def _again(self, job: ContainerJob, outcome: Outcome) -> Again | None:
         """Whether another attempt follows, by the job's own policy; most have none."""

@@ -71,8 +71,8 @@ def judge_strays(
         if container.created_at is not None:
             age = (engine_now - container.created_at).total_seconds()
         found = Found(
-            is_ours=container.name == container_name(job_id, attempt)
-            or container.container_id in recorded_ids,
+            is_ours=_is_id(job_id)
+            and (container.name == container_name(job_id, attempt) or container.container_id in recorded_ids),
             attempt=attempt,
             is_alive=container.state in _ALIVE,
             age_seconds=age,

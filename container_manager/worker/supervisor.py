@@ -55,6 +55,7 @@ from container_manager.worker.messages import (
     LogBatch,
     Message,
     Removed,
+    Started,
     Strays,
     Wake,
 )
@@ -268,6 +269,9 @@ class Worker:
                 self._seats.went_down(message)
             case Strays():
                 self._judge_strays(message)
+            case Started():
+                if message.key in self._ended:  # not removed yet; later it is a stray, and judged as one
+                    self._recorder.started_again(message.key, message.at)
             case Removed():
                 self._ended.pop(message.key, None)
                 if message.gone:
@@ -466,7 +470,7 @@ class Worker:
     def _last_word(self, message: Message) -> None:
         if isinstance(message, LogBatch):
             self._inbox.stored()
-        if isinstance(message, HostUp | HostDown | Strays | Wake):
+        if isinstance(message, HostUp | HostDown | Started | Strays | Wake):
             return
         try:
             self._apply(message)

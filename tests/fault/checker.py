@@ -20,7 +20,7 @@ from container_manager.models import ContainerJob, ExecutionMetadata, Installati
 WHOLE_COLUMN = 100_000  # characters: a column that is longer may leave out its middle
 REPORTED = 5  # jobs that a failure tells everything about
 _FINAL = {status.value for status in FINAL}
-_NOT_MOVES = {"adopt", "cancel_requested"}
+_NOT_MOVES = {"adopt", "cancel_requested", "container_removed", "started_again"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

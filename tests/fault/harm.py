@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import docker
+from docker.errors import NotFound
 from docker.models.containers import Container
 
 from container_manager.core.spec import LABEL_INSTALLATION, LABEL_JOB
@@ -251,3 +252,12 @@ def _run(*command: str) -> None:
         command, env={**os.environ, "PATH": search_path()}, capture_output=True, text=True, check=False
     )
     assert answer.returncode == 0, f"`{' '.join(command)}` failed: {answer.stderr.strip()}"
+
+
+def is_gone(container: Container) -> bool:
+    """Whether the engine does not have the container any more."""
+    try:
+        container.reload()
+    except NotFound:
+        return True
+    return False

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from django.db.models import F
+
 from container_manager.core.outcome import ExitReason
 from container_manager.core.states import FINAL
 from container_manager.models import ContainerJob, ExecutorHost
@@ -65,7 +67,8 @@ def ended(job: ContainerJob) -> tuple[str, str, int | None]:
 
 def ended_once(job: ContainerJob) -> None:
     """Exactly one of the job's events led to a final state, and it is the one that is stored."""
-    finals = list(job.events.filter(to_status__in=_FINAL).values_list("transition", "to_status"))
+    moves = job.events.exclude(from_status=F("to_status"))  # the others only tell what was found
+    finals = list(moves.filter(to_status__in=_FINAL).values_list("transition", "to_status"))
     assert len(finals) == 1, f"{len(finals)} final states in the record of {job}: {finals}"
     assert finals[0][1] == stored(job).status
 

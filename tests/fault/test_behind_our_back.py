@@ -145,7 +145,7 @@ def test_row_25_started_again_after_its_end(
         first = stored(job)
         container.start()
         harm.until_record(job, lambda job: AGAIN in job.docker_log, f"{AGAIN!r} in the record")
-        until(lambda: _look(container)[2] != "running", "the second run to be ended")
+        until(lambda: harm.is_gone(container), "the second run to be ended, and its container removed")
         completed = jobs.make(host, "true")
         until_status(completed, "completed")
     again = stored(job)

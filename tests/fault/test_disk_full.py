@@ -103,8 +103,8 @@ def test_row_20_after_a_pause_one_job_tries(
         with full(small):
             waiting = [jobs.make(host, "true") for _ in range(6)]
             of_these = ExecutionMetadata.objects.filter(job__in=waiting).order_by("created_at")
-            until(lambda: len(openings(list(of_these))) >= 4, "the host to be tried four times")
-            tries = openings(list(of_these))
+            until(lambda: len(openings(list(of_these.all()))) >= 4, "the host to be tried four times")
+            tries = openings(list(of_these.all()))
         for job in waiting:
             until_status(job, "completed")
         harm.nothing_left(client)

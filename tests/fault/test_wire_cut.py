@@ -69,6 +69,7 @@ def test_row_16_wire_cut_for_longer_than_the_limit(
             harm.until_health(host, "unreachable", seconds=NOTICED_SECONDS)
             for job in (outlives, ends):
                 jobs.not_ended(job)
+            for job in (outlives, ends):
                 until_status(job, "failed", "completed", seconds=HOST_LOST_SECONDS + 20)
                 assert jobs.ended(job) == ("failed", "host_lost", None)
             processes[ends].signal(signal.SIGUSR1)

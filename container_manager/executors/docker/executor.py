@@ -235,11 +235,12 @@ class DockerExecutor(Executor):
                     return False
                 if refused.http_status not in {404, 409}:  # 409: its removal is under way, no start comes
                     raise engine_fault(refused) from refused
-        return not self._was_started(container_id)
+        return not self._remembered({"container": [container_id], "event": ["start"]})
 
-    def remembers(self, container_id: str) -> bool:
-        """By its events: the start is among them, or there are so many that it may have been pushed out."""
-        return self._was_started(container_id) or self._remembered({}) >= FULL_MEMORY_EVENTS
+    def remembered_starts(self, container_id: str) -> int | None:
+        """By its events. It keeps only the last ones: none of a container's may be left among many others."""
+        starts = self._remembered({"container": [container_id], "event": ["start"]})
+        return None if starts == 0 and self._remembered({}) >= FULL_MEMORY_EVENTS else starts
 
     def close(self) -> None:
         """See `Executor.close`."""
@@ -297,10 +298,6 @@ class DockerExecutor(Executor):
         except JobFault:
             self.remove(container_id)  # never started, and of no use without its network
             raise
-
-    def _was_started(self, container_id: str) -> bool:
-        """Whether a container ran, as far as the engine remembers its events."""
-        return self._remembered({"container": [container_id], "event": ["start"]}) > 0
 
     def _remembered(self, filters: dict[str, list[str]]) -> int:
         """How many such events the engine still knows; a restart makes it forget all."""
