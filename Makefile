@@ -33,7 +33,7 @@ demo-web: $(STAMP) ## the admin with the demo's jobs, on http://127.0.0.1:8000/a
 demo-clean: $(STAMP) ## remove whatever the demo made: containers, images, engine, database
 	@$(RUN)/python demo/run_demo.py --clean
 
-.PHONY: test test-unit test-db test-mysql test-contract test-engine test-acceptance test-browser
+.PHONY: test test-unit test-db test-mysql test-contract test-engine test-acceptance test-faults test-browser
 test: $(STAMP) ## everything, against real engines and databases; stages: make test-unit and so on
 	@$(CHECK)
 test-unit: $(STAMP)
@@ -48,6 +48,8 @@ test-engine: $(STAMP)
 	@$(CHECK) engine
 test-acceptance: $(STAMP)
 	@$(CHECK) acceptance
+test-faults: $(STAMP) ## every fault in its long form, on SQLite and PostgreSQL (about an hour; CI runs a short one)
+	@CM_FAULTS=full $(CHECK) faults faults-postgres
 test-browser: $(STAMP)
 	@$(CHECK) browser
 

@@ -50,12 +50,22 @@ def _records_on_postgres() -> Stage:
     return Stage(name="records-postgres", commands=(command,), database="postgres")
 
 
+def _deaths_on_postgres() -> Stage:
+    """Workers that die, on PostgreSQL as well; part of `make test-faults` alone."""
+    files = ("test_rows.py", "test_kill_points.py", "test_random_killer.py")
+    command = (*PYTEST, *(f"tests/fault/{file}" for file in files))
+    return Stage(name="faults-postgres", commands=(command,), database="postgres", on_request=True)
+
+
 _LIVES = ("cancel", "integration", "jobs", "logs", "monitoring")
 
 STAGES = (
     Stage(name="lint", commands=((f"{HERE}/ruff", "check", "."), (f"{HERE}/ruff", "format", "--check", "."))),
     Stage(name="imports", commands=((f"{HERE}/lint-imports",),)),
-    Stage(name="types", commands=((f"{HERE}/mypy",), (f"{HERE}/mypy", "-p", "tools"))),
+    Stage(
+        name="types",
+        commands=((f"{HERE}/mypy",), (f"{HERE}/mypy", "-p", "tools"), (f"{HERE}/mypy", "-p", "tests.fault")),
+    ),
     _tests("unit", "unit"),
     _tests("db-sqlite", "db"),
     _tests("db-postgres", "db", database="postgres"),
@@ -64,6 +74,8 @@ STAGES = (
     _tests("contract", "contract"),
     _tests("engine", "engine"),
     _tests("acceptance", "acceptance"),
+    _tests("faults", "fault"),
+    _deaths_on_postgres(),
     _records_on_postgres(),
     _tests("browser", "browser"),
     _tests("docs", "docs"),

@@ -11,10 +11,25 @@ import pytest
 from container_manager.models import ContainerJob, ExecutorHost
 from tests.acceptance.running import connect, register
 from tests.engines import BASE_IMAGE
-from tests.fault import checker
+from tests.fault import FULL, checker
 from tests.fault.checker import Evidence, Expected, Report
 from tests.fault.programs import Program
 from tests.fault.workers import Fleet, fleet
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In the short form, one case of each test."""
+    if FULL:
+        return
+    seen: set[tuple[Path, str]] = set()
+    others = []
+    for item in items:
+        test = (item.path, getattr(item, "originalname", item.name))
+        if item.path.parent == Path(__file__).parent and test in seen:
+            others.append(item)
+        seen.add(test)
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
 
 
 @pytest.fixture

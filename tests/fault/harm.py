@@ -23,10 +23,10 @@ from container_manager.core.spec import LABEL_INSTALLATION, LABEL_JOB
 from container_manager.models import ContainerJob, ExecutorHost, Installation
 from tests import engines
 from tests.acceptance.running import connect, stored, until, worker_process
+from tests.fault import FULL
 from tools.engine import TCP_PORT, Engine
 from tools.processes import Process, search_path, with_argument, with_cgroup_of
 
-FULL = os.environ.get("CM_FAULTS") == "full"
 #: What the workers of these tests do more often than they would in production.
 QUICK: dict[str, Any] = {
     "POLL_INTERVAL": 0.2,

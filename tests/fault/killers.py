@@ -16,9 +16,6 @@ from typing import Any
 
 from tests.fault.forks import Plan
 
-#: `CM_FAULTS=full` runs the long form.
-FULL = os.environ.get("CM_FAULTS") == "full"
-
 
 def seed(default: str) -> str:
     """The seed of this run: `CM_SEED`, or a new one each time; it is printed with the results."""

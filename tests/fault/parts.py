@@ -27,8 +27,6 @@ from container_manager.models import ContainerJob, ExecutionMetadata, ExecutorHo
 from tests import engines
 from tests.acceptance.running import connect
 
-#: The long form of the suite, for a release; the short one is for every change.
-FULL = os.environ.get("CM_FAULTS") == "full"
 #: Longest wait for anything: only a failing test waits that long.
 PATIENCE_SECONDS = 120.0
 _T = TypeVar("_T")

@@ -12,7 +12,7 @@ import pytest
 
 from container_manager.models import ContainerJob, ExecutorHost
 from tests.acceptance.running import register, stored, until, until_says, until_status
-from tests.fault import harm, jobs
+from tests.fault import FULL, harm, jobs
 from tools.engine import Engine
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -88,7 +88,7 @@ def test_row_17_sick_host_beside_a_sound_one(
 def _pairs(alone: list[float], beside: list[float]) -> Iterator[int]:
     """Measure on, until the medians of at least `least` pairs say yes, or for as long as there is doubt."""
     least = round(harm.pick(1, 3))
-    for number in range(MOST_PAIRS // 2 if not harm.FULL else MOST_PAIRS):
+    for number in range(MOST_PAIRS // 2 if not FULL else MOST_PAIRS):
         if number >= least and _ratio(alone, beside) >= LEAST_RATE:
             return
         yield number

@@ -24,10 +24,10 @@ from container_manager.models import ContainerJob, ExecutorHost
 from container_manager.testing import FakeRun
 from tests.acceptance.running import until
 from tests.db.workers import most_at_once
-from tests.fault import checker
+from tests.fault import FULL, checker
 from tests.fault.checker import Evidence, Expected
 from tests.fault.forks import Plan
-from tests.fault.killers import FULL, Killer, killing, seed
+from tests.fault.killers import Killer, killing, seed
 from tests.fault.remote import EngineServer, WritingEngine
 from tests.fault.settings import QUICK
 from tests.fault.workers import fleet

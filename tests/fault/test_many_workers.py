@@ -15,8 +15,8 @@ from pytest_django import DjangoDbBlocker
 
 from container_manager.models import ContainerJob, EngineLease, ExecutorHost, Installation
 from tests import engines
+from tests.fault import FULL
 from tests.fault.parts import (
-    FULL,
     Database,
     EngineWatch,
     WorkerProcess,
@@ -32,7 +32,7 @@ from tools.postgres import Cluster
 from tools.private_server import ServerError
 
 SLOTS = 8
-JOBS = 1000 if FULL else 100
+JOBS = 1000 if FULL else 60
 CREATORS = 4
 #: Two cores run about five containers a second; the machine may be busy.
 DEADLINE_SECONDS = 60 + JOBS * 1.5

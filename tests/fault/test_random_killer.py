@@ -20,10 +20,10 @@ from container_manager.core.states import FINAL, Status
 from container_manager.models import ContainerJob, ExecutorHost
 from tests.acceptance.running import until
 from tests.engines import BASE_IMAGE
-from tests.fault import checker
+from tests.fault import FULL, checker
 from tests.fault.checker import Evidence, Expected
 from tests.fault.forks import Plan
-from tests.fault.killers import FULL, Killer, killing, seed
+from tests.fault.killers import Killer, killing, seed
 from tests.fault.programs import Program, goes_on, sleeps, writes
 from tests.fault.workers import fleet
 
