@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from django.core.management import get_commands
 
 from container_manager.conf import Settings
 from container_manager.core.outcome import REASONS, ExitReason
+from container_manager.core.retry import RETRIED_UNNAMED, parse_retry
 
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = PROJECT / "container_manager"
@@ -79,3 +81,19 @@ def test_each_option_of_each_command_is_documented() -> None:
             ]
             missing += [f"{name} {option}" for option in own if f"`{option}" not in page]
     assert not missing, f"docs/reference/commands.md does not name {missing}"
+
+
+def test_the_retry_policies_of_the_page_are_policies() -> None:
+    page = (PROJECT / "docs" / "how-to" / "retry.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    given = [
+        ast.literal_eval(keyword.value)
+        for call in ast.walk(ast.parse(block))
+        if isinstance(call, ast.Call)
+        for keyword in call.keywords
+        if keyword.arg == "retry"
+    ]
+    assert [parse_retry(policy).attempts for policy in given] == [3, 5]
+    unnamed = re.search(r"if its program ran and failed:\n(.*?)\. What never ran", page, re.DOTALL)
+    assert unnamed is not None
+    assert set(re.findall(r"`(\w+)`", unnamed[1])) == set(RETRIED_UNNAMED)
