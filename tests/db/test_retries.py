@@ -11,25 +11,13 @@ from django.utils import timezone
 
 from container_manager.core.errors import CommandNotFound, InvalidJob
 from container_manager.models import ContainerJob, ExecutorHost
-from container_manager.testing import FakeEngine, FakeRun, fake_engine, forget_fake_engines
-from tests.db.factories import make_host, make_job
+from container_manager.testing import FakeEngine, FakeRun
+from tests.db.factories import make_job
 from tests.db.workers import QUICK, drain, until, until_status, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 AT_ONCE: dict[str, Any] = {"attempts": 3, "backoff_seconds": 0, "jitter": 0}
-
-
-@pytest.fixture
-def engine(settings: Any) -> FakeEngine:
-    settings.CONTAINER_MANAGER_SETTINGS = QUICK
-    forget_fake_engines()
-    return fake_engine("one")
-
-
-@pytest.fixture
-def host(engine: FakeEngine) -> ExecutorHost:
-    return make_host("one")
 
 
 def plan(engine: FakeEngine, *runs: FakeRun) -> None:

@@ -23,24 +23,12 @@ from container_manager.models import (
     RegisteredWorker,
 )
 from container_manager.models.admission import spec_of
-from container_manager.testing import FakeEngine, FakeExecutor, FakeRun, fake_engine, forget_fake_engines
+from container_manager.testing import FakeEngine, FakeExecutor, FakeRun
 from container_manager.worker.strays import NotThisDatabase, judge_strays
 from tests.db.factories import finish_job, hold, make_host, make_job
 from tests.db.workers import QUICK, drain, until, until_status, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def engine(settings: Any) -> FakeEngine:
-    settings.CONTAINER_MANAGER_SETTINGS = QUICK
-    forget_fake_engines()
-    return fake_engine("one")
-
-
-@pytest.fixture
-def host(engine: FakeEngine) -> ExecutorHost:
-    return make_host("one")
 
 
 def ended(days: float, *, exit_code: int = 0, **fields: Any) -> ContainerJob:

@@ -13,24 +13,11 @@ from container_manager.core.errors import BadUser, CommandNotExecutable, Command
 from container_manager.core.observation import STDERR, STDOUT
 from container_manager.management.commands.process_container_jobs import Command
 from container_manager.models import ContainerJob, EngineLease, ExecutorHost
-from container_manager.testing import FakeEngine, FakeRun, fake_engine, forget_fake_engines
+from container_manager.testing import FakeEngine, FakeRun, fake_engine
 from tests.db.factories import make_host, make_job
 from tests.db.workers import QUICK, drain, most_at_once, until, until_status, working
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def engine(settings: Any) -> FakeEngine:
-    """A fresh engine named "one"."""
-    settings.CONTAINER_MANAGER_SETTINGS = QUICK
-    forget_fake_engines()
-    return fake_engine("one")
-
-
-@pytest.fixture
-def host(engine: FakeEngine) -> ExecutorHost:
-    return make_host("one")
 
 
 def ended(job: ContainerJob) -> tuple[str, str, int | None]:

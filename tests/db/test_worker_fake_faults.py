@@ -22,24 +22,11 @@ from container_manager.models import (
     LogChunk,
 )
 from container_manager.models.admission import spec_of
-from container_manager.testing import FakeClock, FakeEngine, FakeRun, fake_engine, forget_fake_engines
+from container_manager.testing import FakeClock, FakeEngine, FakeRun
 from tests.db.factories import hold, make_host, make_job
 from tests.db.workers import QUICK, drain, until, until_status, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture
-def engine(settings: Any) -> FakeEngine:
-    """A fresh engine named "one"."""
-    settings.CONTAINER_MANAGER_SETTINGS = QUICK
-    forget_fake_engines()
-    return fake_engine("one")
-
-
-@pytest.fixture
-def host(engine: FakeEngine) -> ExecutorHost:
-    return make_host("one")
 
 
 def held_run(stdout: bytes = b"", **further: Any) -> FakeRun:
