@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -426,3 +428,26 @@ def test_a_live_log_can_be_read_while_the_job_runs(engine: FakeEngine, host: Exe
         until_status(job, "failed")
     assert job.exit_code == 5
     assert job.clean_output == "first\nsecond\n"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_cancel_is_heard_within_a_second_on_every_database(
+    engine: FakeEngine, host: ExecutorHost, settings: Any
+) -> None:
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "POLL_INTERVAL": 60.0}  # only a wake-up can tell in time
+    waits = []
+    engine.default = FakeRun(hold=threading.Event())
+    with working():
+        for _ in range(5):
+            job = until_status(make_job(), "running")
+            began = time.monotonic()
+            assert ContainerJob.objects.get(pk=job.pk).cancel()  # as another process would have it
+            until(lambda name=job.container_name: _was_asked_to_stop(engine, name), "the program to be asked")  # type: ignore[misc]
+            waits.append(time.monotonic() - began)
+            until_status(job, "cancelled")
+    assert statistics.median(waits) < 1.0, waits
+
+
+def _was_asked_to_stop(engine: FakeEngine, name: str) -> bool:
+    ids = {container.id for container in engine.containers.values() if container.spec.name == name}
+    return not ids or any(verb == "stop" and subject in {name, *ids} for verb, subject in list(engine.calls))
