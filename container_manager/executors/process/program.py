@@ -30,6 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _DEFAULT_SIGNALS = (
     signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD, signal.SIGINT, signal.SIGHUP,
     signal.SIGPIPE, signal.SIGXFSZ,  # these two Python itself ignores
+    signal.SIGQUIT,  # a shell lets what it starts in the background ignore it, with SIGINT
 )  # fmt: skip
 
 
