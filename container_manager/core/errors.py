@@ -7,6 +7,7 @@ ContainerManagerError
 ├── IllegalTransition     a status change that the state machine does not have
 ├── LeaseLost             another worker owns the host now: nothing may be written or started
 ├── ConfigurationError    settings or a host row that cannot work
+├── Undecided             a start whose answer got lost: a worker finds out what became of it
 └── ExecutorError         what an engine said, translated in one place per driver
     ├── HostFault         says nothing about the job: it may be tried elsewhere or again
     │   ├── HostUnreachable
@@ -73,6 +74,10 @@ class LeaseLost(ContainerManagerError):
 
 class ConfigurationError(ContainerManagerError):
     """Settings or a host row that cannot work as they stand."""
+
+
+class Undecided(ContainerManagerError):
+    """Whether a program began is not known yet; nothing may be done about it but look."""
 
 
 class ExecutorError(ContainerManagerError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.db.models import F
@@ -16,6 +17,7 @@ from container_manager.core.errors import (
     HostFault,
     HostMismatch,
     InvalidJob,
+    Undecided,
 )
 from container_manager.core.observation import STDOUT
 from container_manager.core.states import Status
@@ -23,6 +25,7 @@ from container_manager.executors.base import Executor
 from container_manager.executors.registry import open_executor
 from container_manager.models import (
     ContainerJob,
+    EngineLease,
     ExecutionMetadata,
     ExecutorHost,
     Installation,
@@ -67,16 +70,19 @@ class HostExecutor:
     def __init__(self, host: ExecutorHost, executor: Executor) -> None:
         self.host = host
         self._executor = executor
+        self._clock_offset = timedelta()
 
     def launch_job(self, job: ContainerJob) -> str:
         """Start a pending job now and return its execution identifier.
 
         Where a worker serves the host, it does the launching and this call waits for it; else it is done
         here, and the next worker adopts the running container. Raises JobFault or InvalidJob when the job
-        cannot run (it is then `failed`), HostFault when the host cannot be reached (the job stays pending).
+        cannot run (it is then `failed`), HostFault when the host cannot be reached (the job stays pending),
+        Undecided when the answer to the start got lost (the job stays launching until a worker looks).
         """
         facts = self._executor.health()
         self.host.record_up(facts)
+        self._clock_offset = facts.clock_offset
         with temporary_lease(facts.engine_id, LAUNCHER, _LAUNCH_LEASE_SECONDS) as lease:
             if lease is None:
                 return self._wait_for_worker(job)
@@ -170,9 +176,11 @@ class HostExecutor:
         try:
             spec = spec_of(job, Installation.current())
             execution.spec_hash = spec.digest()
-            self._executor.pull(spec.image)
+            image = self._executor.pull(spec.image)
+            execution.image_id, execution.image_digest = image.image_id, image.digest
             container_id = self._executor.create(spec)
-            self._executor.start(container_id)
+            EngineLease.renew(lease, _LAUNCH_LEASE_SECONDS)  # a long pull may have cost us the engine
+            self._start_once(container_id)
         except HostFault as error:
             lifecycle.release(lease, job, execution, worker=LAUNCHER, message=str(error), docker_log="")
             raise
@@ -183,11 +191,26 @@ class HostExecutor:
             lease,
             job,
             execution,
-            at=timezone.now(),
+            at=timezone.now() + self._clock_offset,
             worker=LAUNCHER,
             container_id=container_id,
             docker_log="",
         )
+
+    def _start_once(self, container_id: str) -> None:
+        """Start it. Raises HostFault only where it is sure that the program did not begin, and never will."""
+        try:
+            self._executor.start(container_id)
+        except HostFault as error:
+            try:
+                began = not self._executor.withdraw(container_id)
+            except HostFault as silence:
+                raise Undecided(
+                    f"whether the program began cannot be told now: {error}. The job stays 'launching'; the "
+                    "next worker finds out"
+                ) from silence
+            if not began:
+                raise
 
     def _wait_for_worker(self, job: ContainerJob) -> str:
         lifecycle.wake()
