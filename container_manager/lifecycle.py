@@ -119,9 +119,7 @@ def change(job: ContainerJob, update_fields: Collection[str] | None, save: Calla
         columns = set(NOTE_FIELDS)
         if changed:
             # A claim between our read and this write must win: lock the row, or find it claimed.
-            still_pending = (
-                QuerySet(ContainerJob).filter(pk=job.pk, status=Status.PENDING).update(attempt=F("attempt"))
-            )
+            still_pending = _jobs().filter(pk=job.pk, status=Status.PENDING).update(attempt=F("attempt"))
             if not still_pending:
                 raise IllegalTransition(
                     f"{', '.join(changed)}: fixed once the job was claimed. Create a new job instead."
@@ -149,18 +147,18 @@ def request_cancel(job: ContainerJob, *, actor: str = "") -> bool:
             return True
         now = timezone.now()
         asked = (
-            QuerySet(ContainerJob)
+            _jobs()
             .filter(pk=job.pk, status__in=_ACTIVE, cancel_requested_at__isnull=True)
             .update(cancel_requested_at=now, cancel_requested_by=actor)
         )
         if asked:
             job.cancel_requested_at, job.cancel_requested_by = now, actor
-            job.status = QuerySet(ContainerJob).values_list("status", flat=True).get(pk=job.pk)
+            job.status = _jobs().values_list("status", flat=True).get(pk=job.pk)
             job.mark_stored(["status"])
             _event(job, "cancel_requested", source=job.status, actor=actor)
             wake()
             return True
-        return QuerySet(ContainerJob).filter(pk=job.pk, status__in=_ACTIVE).exists()
+        return _jobs().filter(pk=job.pk, status__in=_ACTIVE).exists()
 
 
 def _check_new(job: ContainerJob) -> None:
@@ -175,7 +173,7 @@ def _change_status(job: ContainerJob) -> None:
     target = job.status
     if target == job.stored_status:
         return
-    stored = QuerySet(ContainerJob).values_list("status", flat=True).get(pk=job.pk)
+    stored = _jobs().values_list("status", flat=True).get(pk=job.pk)
     if target == stored:
         job.mark_stored(["status"])
         return
@@ -197,9 +195,9 @@ def _cancel_now(job: ContainerJob, sources: Sequence[str], *, actor: str) -> boo
     now = timezone.now()
     # Locked, so that the event names the status that the UPDATE found.
     _lock(job)
-    before = QuerySet(ContainerJob).filter(pk=job.pk).values_list("status", flat=True).first() or ""
+    before = _jobs().filter(pk=job.pk).values_list("status", flat=True).first() or ""
     rows = (
-        QuerySet(ContainerJob)
+        _jobs()
         .filter(pk=job.pk, status__in=[str(source) for source in sources])
         .update(
             status=Status.CANCELLED,
@@ -248,7 +246,7 @@ def claim(
         place |= movable
     with transaction.atomic(using=_alias()):
         EngineLease.fence(lease)
-        waiting: QuerySet[ContainerJob] = QuerySet(ContainerJob).filter(
+        waiting: QuerySet[ContainerJob] = _jobs().filter(
             place, status=Status.PENDING, not_before__isnull=True
         )
         if only is not None:
@@ -257,7 +255,7 @@ def claim(
         if not jobs:
             return []
         now = timezone.now()
-        QuerySet(ContainerJob).filter(pk__in=[job.pk for job in jobs], status=Status.PENDING).update(
+        _jobs().filter(pk__in=[job.pk for job in jobs], status=Status.PENDING).update(
             status=Status.LAUNCHING,
             docker_host=host,
             attempt=F("attempt") + 1,
@@ -416,10 +414,12 @@ def release(
     worker: str,
     message: str,
     docker_log: str,
+    wait_seconds: float = 0.0,
 ) -> bool:
     """Give a job back that never ran, because of a fault of its host: launching -> pending.
 
-    One that its owner wants ended does not go back into the queue: launching -> cancelled.
+    It is claimed again after `wait_seconds`. One that its owner wants ended does not go back into the queue:
+    launching -> cancelled.
     """
     with transaction.atomic(using=_alias()):
         EngineLease.fence(lease)
@@ -445,7 +445,8 @@ def release(
                 message=message,
             )
         else:
-            fields = {"lease_token": None, "docker_log": docker_log}
+            not_before = from_now(wait_seconds) if wait_seconds else None
+            fields = {"lease_token": None, "docker_log": docker_log, "not_before": not_before}
             moved = _move(
                 lease, job, Transition.RELEASE, Status.PENDING, fields, actor=worker, message=message
             )
@@ -497,7 +498,7 @@ def adopt(
     """
     with transaction.atomic(using=_alias()):
         EngineLease.fence(lease)
-        active: QuerySet[ContainerJob] = QuerySet(ContainerJob).filter(docker_host=host, status__in=_ACTIVE)
+        active: QuerySet[ContainerJob] = _jobs().filter(docker_host=host, status__in=_ACTIVE)
         known = set(held)
         missing = [key for key in active.values_list("pk", "attempt") if key not in known]
         pairs = []
@@ -507,7 +508,7 @@ def adopt(
             if not rows.update(lease_token=lease.token):
                 continue
             job.lease_token = lease.token
-            execution = ExecutionMetadata.objects.get(job=job, attempt=job.attempt)
+            execution = ExecutionMetadata.objects.using(_alias()).get(job=job, attempt=job.attempt)
             execution.worker = worker
             execution.save(update_fields=["worker"])
             _event(job, "adopt", source=job.status, actor=worker)
@@ -522,14 +523,14 @@ def note(execution: ExecutionMetadata, what: str, message: str, worker: str) -> 
         job = execution.job
         execution.docker_log += line
         execution.save(update_fields=["docker_log"])
-        row: QuerySet[ContainerJob] = QuerySet(ContainerJob).filter(pk=job.pk, attempt=execution.attempt)
+        row: QuerySet[ContainerJob] = _jobs().filter(pk=job.pk, attempt=execution.attempt)
         row.update(docker_log=Concat("docker_log", Value(line), output_field=TextField()))
         _event(job, what, source=job.status, actor=worker, message=message)
 
 
 def admit_due() -> int:
     """Let jobs be claimed again whose wait for another attempt is over; returns how many."""
-    waiting: QuerySet[ContainerJob] = QuerySet(ContainerJob).filter(status=Status.PENDING)
+    waiting: QuerySet[ContainerJob] = _jobs().filter(status=Status.PENDING)
     due = waiting.filter(not_before__lte=Now()).update(not_before=None)
     if due:
         wake()
@@ -538,9 +539,7 @@ def admit_due() -> int:
 
 def expire_waiting(*, actor: str, limit: int = 100) -> int:
     """End waiting jobs whose total deadline has passed: pending -> timeout; returns how many."""
-    late: QuerySet[ContainerJob] = QuerySet(ContainerJob).filter(
-        status=Status.PENDING, deadline_at__lte=Now()
-    )
+    late: QuerySet[ContainerJob] = _jobs().filter(status=Status.PENDING, deadline_at__lte=Now())
     ended = 0
     for job in late.defer("stdout_log", "stderr_log").order_by("deadline_at")[:limit]:
         outcome = deadline_exceeded()
@@ -552,7 +551,7 @@ def expire_waiting(*, actor: str, limit: int = 100) -> int:
             "not_before": None,
         }
         with transaction.atomic(using=_alias()):
-            if not QuerySet(ContainerJob).filter(pk=job.pk, status=Status.PENDING).update(**result):
+            if not _jobs().filter(pk=job.pk, status=Status.PENDING).update(**result):
                 continue
             for name, value in result.items():
                 setattr(job, name, value)
@@ -574,7 +573,7 @@ def deadline_left(job: ContainerJob) -> float | None:
     """Seconds until the job's total deadline, by the database's clock; None where it has none."""
     if job.deadline_at is None:
         return None
-    row = QuerySet(ContainerJob).filter(pk=job.pk).annotate(left=time_until("deadline_at"))
+    row = _jobs().filter(pk=job.pk).annotate(left=time_until("deadline_at"))
     left = row.values_list("left", flat=True).first()
     return None if left is None else float(left.total_seconds())
 
@@ -594,9 +593,7 @@ def store_logs(
         execution.save(update_fields=LOG_FIELDS)
         columns = log_columns(logs)
         if columns:
-            QuerySet(ContainerJob).filter(
-                pk=job.pk, attempt=execution.attempt, lease_token=lease.token
-            ).update(**columns)
+            _jobs().filter(pk=job.pk, attempt=execution.attempt, lease_token=lease.token).update(**columns)
 
 
 def wake() -> None:
@@ -628,7 +625,7 @@ def _move(
     if not is_legal(transition, source, target):
         raise IllegalTransition(f"status: {transition} does not lead from {source!r} to {target!r}.")
     rows = (
-        QuerySet(ContainerJob)
+        _jobs()
         .filter(pk=job.pk, status=source, attempt=job.attempt, lease_token=lease.token)
         .update(status=target, **fields)
     )
@@ -650,13 +647,13 @@ def _move(
 def _cancel_is_wanted(job: ContainerJob) -> bool:
     """Locked: a wish that comes between this look and the move would get lost in the queue."""
     _lock(job)
-    row: QuerySet[ContainerJob] = QuerySet(ContainerJob).filter(pk=job.pk)
+    row: QuerySet[ContainerJob] = _jobs().filter(pk=job.pk)
     return row.filter(cancel_requested_at__isnull=False).exists()
 
 
 def _lock(job: ContainerJob) -> bool:
     """Hold the row until the commit. A write, as SQLite knows no other lock and refuses one after a read."""
-    return QuerySet(ContainerJob).filter(pk=job.pk).update(attempt=F("attempt")) > 0
+    return _jobs().filter(pk=job.pk).update(attempt=F("attempt")) > 0
 
 
 def _blank(job: ContainerJob) -> None:
@@ -680,7 +677,7 @@ def _lock_best(waiting: QuerySet[ContainerJob], limit: int) -> list[ContainerJob
     all that wait. Rivals would find nothing left, or worse jobs than there are.
     """
     features = connections[_alias()].features
-    locking: QuerySet[ContainerJob] = QuerySet(ContainerJob).defer("stdout_log", "stderr_log")
+    locking: QuerySet[ContainerJob] = _jobs().defer("stdout_log", "stderr_log")
     if features.has_select_for_update:
         locking = locking.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
     best = waiting.order_by("-priority", "created_at", "pk")
@@ -723,9 +720,9 @@ def _store_late_record(
     fields = {**record, "exit_code": outcome.exit_code}
     if started_at is not None:
         fields["started_at"] = started_at
-    QuerySet(ContainerJob).filter(
-        pk=job.pk, attempt=job.attempt, lease_token=lease.token, status=Status.CANCELLED
-    ).update(**fields)
+    _jobs().filter(pk=job.pk, attempt=job.attempt, lease_token=lease.token, status=Status.CANCELLED).update(
+        **fields
+    )
 
 
 def _event(
@@ -771,6 +768,11 @@ def _announce(job: ContainerJob, event: JobEvent, fields: Iterable[str]) -> None
                 )
 
     transaction.on_commit(send, using=_alias())
+
+
+def _jobs() -> QuerySet[ContainerJob]:
+    """All jobs, where they are written: a replica may be behind what this transaction decides by."""
+    return QuerySet(ContainerJob).using(_alias())
 
 
 def _alias() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 LABEL_PREFIX = "io.django-container-jobs."
@@ -11,6 +12,13 @@ LABEL_INSTALLATION = LABEL_PREFIX + "installation"
 LABEL_JOB = LABEL_PREFIX + "job"
 LABEL_ATTEMPT = LABEL_PREFIX + "attempt"
 LABEL_SPEC = LABEL_PREFIX + "spec"
+
+
+def attempt_of(labels: Mapping[str, str]) -> tuple[str, int]:
+    """The job and the attempt that a container's labels name; labels are anybody's to write. Unknown is 0."""
+    attempt = labels.get(LABEL_ATTEMPT, "")
+    plain = attempt.isascii() and attempt.isdigit() and len(attempt) < 10
+    return labels.get(LABEL_JOB, ""), int(attempt) if plain else 0
 
 
 def container_name(job_id: str, attempt: int) -> str:

@@ -156,13 +156,11 @@ class ExecutorHost(models.Model):
 
         Raises HostMismatch, after storing that, when the row is bound to another engine.
         """
-        if self.engine_id and self.engine_id != facts.engine_id:
-            error = HostMismatch(
-                f"engine {facts.engine_id} answers at {self.connection_string}, but this host is bound to "
-                f"{self.engine_id}. If the machine was replaced on purpose, register it as a new host."
-            )
+        try:
+            self.bind(facts)
+        except HostMismatch as error:
             self.record_down(error)
-            raise error
+            raise
         self.engine_id, self.engine_version = facts.engine_id, facts.engine_version
         self.cpus, self.memory_bytes = facts.cpus, facts.memory_bytes
         self.response_seconds = facts.response_seconds
@@ -181,6 +179,14 @@ class ExecutorHost(models.Model):
             facts=self.facts,
         )
         self._store_health(self.Health.HEALTHY, "")
+
+    def bind(self, facts: HostFacts) -> None:
+        """See that it is the engine that this row is bound to. Raises HostMismatch; nothing is stored."""
+        if self.engine_id and self.engine_id != facts.engine_id:
+            raise HostMismatch(
+                f"engine {facts.engine_id} answers at {self.connection_string}, but this host is bound to "
+                f"{self.engine_id}. If the machine was replaced on purpose, register it as a new host."
+            )
 
     def record_down(self, error: ExecutorError) -> None:
         """Store that a health call failed, and how."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from django.db import models, transaction
+from django.db import models, router, transaction
 from django.db.models import F, Q
 
 from container_manager.core.errors import LeaseLost
@@ -46,31 +46,31 @@ class EngineLease(models.Model):
     @classmethod
     def acquire(cls, engine_id: str, worker: str, seconds: float) -> HeldLease | None:
         """Take the lease if it is free or has run out; None while another worker holds it."""
-        cls.objects.get_or_create(engine_id=engine_id)
+        cls._rows().get_or_create(engine_id=engine_id)
         free = Q(expires_at__isnull=True) | Q(expires_at__lt=Now()) | Q(worker="")
-        with transaction.atomic():
-            if not cls._take(cls.objects.filter(free, engine_id=engine_id), worker, seconds):
+        with transaction.atomic(using=router.db_for_write(cls)):
+            if not cls._take(cls._rows().filter(free, engine_id=engine_id), worker, seconds):
                 return None
-            return HeldLease(engine_id, cls.objects.values_list("token", flat=True).get(engine_id=engine_id))
+            return HeldLease(engine_id, cls._rows().values_list("token", flat=True).get(engine_id=engine_id))
 
     @classmethod
     def seize(cls, engine_id: str, token: int, worker: str, seconds: float) -> HeldLease | None:
         """Take over from the tenure `token`, whose holder is proven to be gone; None: somebody else did."""
-        if not cls._take(cls.objects.filter(engine_id=engine_id, token=token), worker, seconds):
+        if not cls._take(cls._rows().filter(engine_id=engine_id, token=token), worker, seconds):
             return None
         return HeldLease(engine_id, token + 1)
 
     @classmethod
     def holding(cls, engine_id: str) -> Holding:
         """Who has the lease, and for how long yet."""
-        row = cls.objects.filter(engine_id=engine_id).annotate(left=time_until("expires_at"))
+        row = cls._rows().filter(engine_id=engine_id).annotate(left=time_until("expires_at"))
         token, worker, remaining = row.values_list("token", "worker", "left").first() or (0, "", None)
         return Holding(token, worker, remaining.total_seconds() if worker and remaining is not None else 0.0)
 
     @classmethod
     def want(cls, engine_id: str, worker: str) -> None:
         """Ask whoever holds the lease for one job alone to yield."""
-        cls.objects.filter(engine_id=engine_id).exclude(wanted_by=worker).update(wanted_by=worker)
+        cls._rows().filter(engine_id=engine_id).exclude(wanted_by=worker).update(wanted_by=worker)
 
     @classmethod
     def is_wanted(cls, lease: HeldLease) -> bool:
@@ -107,8 +107,13 @@ class EngineLease(models.Model):
     @classmethod
     def holder(cls, engine_id: str) -> str:
         """The worker that holds a live lease on the engine, or an empty string."""
-        live = cls.objects.filter(engine_id=engine_id, expires_at__gte=Now()).exclude(worker="")
+        live = cls._rows().filter(engine_id=engine_id, expires_at__gte=Now()).exclude(worker="")
         return live.values_list("worker", flat=True).first() or ""
+
+    @classmethod
+    def _rows(cls) -> models.QuerySet[EngineLease]:
+        """All leases, where they are written: what a replica says of them is of yesterday."""
+        return cls.objects.using(router.db_for_write(cls))
 
     @classmethod
     def _take(cls, lease: models.QuerySet[EngineLease], worker: str, seconds: float) -> bool:
@@ -119,7 +124,7 @@ class EngineLease(models.Model):
 
     @classmethod
     def _held(cls, lease: HeldLease) -> models.QuerySet[EngineLease]:
-        return cls.objects.filter(engine_id=lease.engine_id, token=lease.token).exclude(worker="")
+        return cls._rows().filter(engine_id=lease.engine_id, token=lease.token).exclude(worker="")
 
 
 def _lost(lease: HeldLease) -> LeaseLost:

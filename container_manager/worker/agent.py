@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from container_manager.core.errors import ExecutorError, HostFault, HostTimeout
 from container_manager.core.observation import EngineEvent, EventAction, HostFacts, OwnedContainer
 from container_manager.core.outcome import Intent
-from container_manager.core.spec import LABEL_ATTEMPT, LABEL_JOB
+from container_manager.core.spec import attempt_of
 from container_manager.executors.base import Executor
 from container_manager.worker.crew import Crew
 from container_manager.worker.harvest import ALIVE, FOLLOW_AFTER_SECONDS, Harvester
@@ -98,7 +98,10 @@ class HostAgent:
         """The run's result is stored; nothing more is to be done for it."""
         with self._lock:
             self._runs.pop(run.spec.name, None)
-        run.phase = Phase.DONE
+        with run.lock:
+            run.phase = Phase.DONE
+        for appointment in run.timers:
+            appointment.cancel()
 
     def remove(self, run: Run) -> None:
         """Remove the container of a run whose result is stored; reports `Removed`."""
@@ -141,6 +144,10 @@ class HostAgent:
                 error: ExecutorError = HostFault("the engine closed the event stream")
             except HostFault as fault:
                 error = fault
+            except Exception as mistake:
+                # Ours: it must not end the watch, and nothing counts until the stream stands again.
+                logger.exception("%s: the watch failed", self._crew.name)
+                error = HostFault(f"the event stream could not be read: {mistake!r}")
             self._link.broke()
             if stopping.is_set():
                 return
@@ -166,8 +173,7 @@ class HostAgent:
             run.note(f"event: {event.action}")
 
     def _tell_start(self, event: EngineEvent) -> None:
-        attempt = event.labels.get(LABEL_ATTEMPT, "")
-        key = Key(event.labels.get(LABEL_JOB, ""), int(attempt) if attempt.isdigit() else 0)
+        key = Key(*attempt_of(event.labels))
         self._inbox.put(Started(key=key, at=datetime.fromtimestamp(event.at_ns / 1e9, UTC)))
 
     # ------------------------------------------------------------------------------------ comparing
@@ -225,7 +231,7 @@ class HostAgent:
             return None
         listed = {found.container_id: found for found in self._executor.list_owned(self._installation)}
         if self._slow or time.monotonic() - self._told_at > HEALTH_SECONDS:
-            self._tell_health(self._link.prove())
+            self._tell_health(self._link.ask())
         return listed if self._link.is_proven else None
 
     def _tell_health(self, facts: HostFacts) -> None:
@@ -251,7 +257,7 @@ class HostAgent:
         with self._lock:
             self._runs[run.spec.name] = run
         if run.deadline_at is not None:
-            self._crew.at(run.deadline_at, self._stopper.stop, run, Intent.DEADLINE)
+            run.timers.append(self._crew.at(run.deadline_at, self._stopper.stop, run, Intent.DEADLINE))
 
     def _all(self) -> list[Run]:
         with self._lock:

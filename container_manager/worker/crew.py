@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from container_manager.core.errors import ExecutorError
-from container_manager.worker.timer import Timer
+from container_manager.worker.timer import Appointment, Timer
 
 logger = logging.getLogger("container_manager.worker")
 
@@ -40,13 +40,13 @@ class Crew:
         """Have a comparison made."""
         self._submit(self._comparer, call, ())
 
-    def at(self, moment: float, call: Callable[..., None], *args: object) -> None:
+    def at(self, moment: float, call: Callable[..., None], *args: object) -> Appointment:
         """Have a call made by a worker at a time of the monotonic clock, or at once if that has passed."""
-        self._timer.at(moment, lambda: self.work(call, *args))
+        return self._timer.at(moment, lambda: self.work(call, *args))
 
-    def after(self, seconds: float, call: Callable[..., None], *args: object) -> None:
+    def after(self, seconds: float, call: Callable[..., None], *args: object) -> Appointment:
         """Have a call made by a worker in so many seconds."""
-        self._timer.after(seconds, lambda: self.work(call, *args))
+        return self._timer.after(seconds, lambda: self.work(call, *args))
 
     def tick(self, seconds: float, call: Callable[[], None]) -> None:
         """Call in the timer's own thread in so many seconds; it must not block."""

@@ -6,8 +6,9 @@ import logging
 import threading
 import time
 
-from container_manager.core.errors import ContainerGone, EngineFault, HostFault
+from container_manager.core.errors import ContainerGone, HostFault
 from container_manager.core.observation import ContainerState, Observation
+from container_manager.core.outcome import Intent
 from container_manager.worker.crew import Crew
 from container_manager.worker.link import Link
 from container_manager.worker.messages import Exited, Inbox
@@ -109,8 +110,9 @@ class Harvester:
             run.logs.complete = self._read(run, follow=False) and self._is_whole(run)
         except ContainerGone:
             run.note("logs: the container was removed before its log was read to the end")
-        except EngineFault as error:
-            run.unreadable += 1
+        except HostFault as error:
+            # It answered the look just before: what fails again and again is this log, not the host.
+            run.unreadable += self._link.is_proven
             if run.unreadable < READ_ATTEMPTS:
                 raise
             run.note(f"logs: the engine cannot read them, the rest is given up: {error.explained()}")
@@ -145,7 +147,7 @@ class Harvester:
             Exited(
                 key=run.key,
                 observation=seen,
-                intent=run.intent,
+                intent=run.intent if run.stop_sent else Intent.NONE,
                 engine_interrupted=run.interrupted,
                 restarted=run.restarted,
                 usage=run.usage(seen.started_at),

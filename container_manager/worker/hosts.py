@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import dataclass
 
 from container_manager.conf import Settings
 from container_manager.core.breaker import Breaker
@@ -24,6 +25,14 @@ PROBE_AGAIN_SECONDS = 2.0
 STANDBY_PROBE_SECONDS = 30.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absence:
+    """What this worker itself has seen of a host that is away."""
+
+    seconds: float  # since its first failure
+    engine_was_met: bool  # this worker had the host's own engine at that address before
+
+
 class HostSeat:
     """Where a worker sits at one host. Used by the supervisor's thread alone, but for the probe."""
 
@@ -36,6 +45,8 @@ class HostSeat:
         self.probe_at = 0.0
         self.breaker = Breaker()
         self.problem = ""
+        self._down_since: float | None = None  # monotonic; by what this worker itself saw
+        self._met = False
         self._inbox = inbox
         self._executor: Executor | None = None
         self._probe: threading.Thread | None = None
@@ -74,19 +85,35 @@ class HostSeat:
         )
         self._probe.start()
 
-    def came_up(self, facts: HostFacts) -> None:
-        """The host answered: record its facts. Raises HostMismatch when it is another engine."""
-        self.host.record_up(facts)
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a way to the host, on which an agent could begin."""
+        return self._executor is not None
+
+    def absence(self) -> Absence | None:
+        """What we saw of a host that is away; None where we have not asked it yet."""
+        if self._down_since is None:
+            return None
+        return Absence(seconds=time.monotonic() - self._down_since, engine_was_met=self._met)
+
+    def came_up(self, facts: HostFacts, *, record: bool = True) -> None:
+        """The host answered: `record` its facts. Raises HostMismatch when it is another engine."""
+        self.host.bind(facts)
+        if record:
+            self.host.record_up(facts)
+        self._down_since, self._met = None, True
         self.facts, self.reachable, self.problem = facts, True, ""
         self.probe_at = time.monotonic() + STANDBY_PROBE_SECONDS
 
-    def went_down(self, error: ExecutorError) -> None:
+    def went_down(self, error: ExecutorError, *, record: bool = True) -> None:
         """The host does not answer, or as somebody else. Jobs on it are left as they are."""
+        self._down_since = self._down_since or time.monotonic()
         if error.args != (self.problem,):
             logger.warning("host %s: %s", self.host.name, error, extra={"docker_host": self.host.name})
         self.reachable, self.problem = False, str(error)
         self.probe_at = time.monotonic() + PROBE_AGAIN_SECONDS
-        self.host.record_down(error)
+        if record:
+            self.host.record_down(error)
 
     def serve(self, tenure: Tenure, *, installation: str, settings: Settings) -> HostAgent:
         """Begin to work on the host under a lease."""

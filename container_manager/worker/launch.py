@@ -80,7 +80,8 @@ class Launcher:
             # A start of somebody else's may be on its way yet: the engine decides which of us comes first.
             if self._executor.withdraw(run.name):
                 what = "created and never started" if unstarted else "never created"
-                self._fail(run, NeverStarted(f"the container was {what}; the job is given back"))
+                kind = HostFault if run.start_failed else NeverStarted
+                self._fail(run, kind(f"the container was {what}; the job is given back"))
             else:
                 run.note("adopt: the engine remembers that it was started")
                 run.ever_running = True
@@ -118,7 +119,10 @@ class Launcher:
         except HostFault as error:
             # The start may have had its effect: only a look can tell.
             run.note(f"start: no answer: {error}")
-            run.phase, run.interrupted = Phase.UNCERTAIN, True
+            with run.lock:
+                if run.phase is not Phase.LAUNCHING:
+                    return
+                run.phase, run.interrupted, run.start_failed = Phase.UNCERTAIN, True, True
             self._crew.after(LOOK_AGAIN_SECONDS, self.resolve, run)
             return
         except JobFault as error:
@@ -140,7 +144,11 @@ class Launcher:
             return self._executor.create(run.spec)
 
     def _given_up(self, run: Run, *, created: bool = False) -> bool:
-        if not self._fence.is_valid():
+        if run.phase is not Phase.LAUNCHING:
+            if created:  # its end was recorded meanwhile: it must not begin
+                self._take_back(run)
+            return True
+        if self._crew.stopping.is_set() or not self._fence.is_valid():
             # What we created is the next holder's to deal with.
             self._fail(run, NeverStarted("the worker's lease on the host ran out before the start"))
             return True
@@ -188,8 +196,10 @@ class Launcher:
         """See to its time limit and its log, and to what came in while it was launched."""
         assert run.started_at is not None  # noqa: S101 - it runs
         age = (self._link.engine_now() - run.started_at).total_seconds()
-        self._crew.after(run.timeout_seconds - age, self._stopper.stop, run, Intent.TIMEOUT)
-        self._crew.after(FOLLOW_AFTER_SECONDS, self._harvester.follow, run)
+        run.timers += [
+            self._crew.after(run.timeout_seconds - age, self._stopper.stop, run, Intent.TIMEOUT),
+            self._crew.after(FOLLOW_AFTER_SECONDS, self._harvester.follow, run),
+        ]
         if run.intent is not Intent.NONE:  # asked for while the start was in flight
             self._crew.work(self._stopper.signal, run)
         if run.ended_since:  # its `die` overtook the answer to the start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from container_manager.identity import DeathWatch, ProcessIdentity
@@ -31,6 +31,10 @@ class Tenure:
     def is_valid(self) -> bool:
         """False from a safe moment before the lease runs out."""
         return _now() < self.trusted_until
+
+    def end(self) -> None:
+        """Trust it no more: whoever asks from now on may not act."""
+        self.trusted_until = 0.0
 
 
 class LeaseKeeper:
@@ -87,9 +91,14 @@ class LeaseKeeper:
         watch = self._watches.get(engine_id)
         return watch is not None and watch.identity.is_gone()
 
-    def retry_in(self) -> float | None:
-        """Seconds until the next `acquire` is worth while; None where we stand by nowhere."""
-        return min((max(0.0, at - _now()) for at in self._retry_at.values()), default=None)
+    def retry_in(self, engine_ids: Collection[str]) -> float | None:
+        """Seconds until the next `acquire` of one of these is worth while; None where we stand by nowhere."""
+        moments = [self._retry_at[engine_id] for engine_id in engine_ids if engine_id in self._retry_at]
+        return min((max(0.0, at - _now()) for at in moments), default=None)
+
+    def forget(self, engine_id: str) -> None:
+        """We serve that engine no more, nor stand by."""
+        self._stand_down(engine_id)
 
     def close(self) -> None:
         """Watch nobody any more."""

@@ -25,7 +25,6 @@ class Link:
         self._engine_id = facts.engine_id
         self._clock_offset = facts.clock_offset
         self._proven = threading.Event()
-        self._proven.set()  # its facts were asked for just now
 
     @property
     def is_proven(self) -> bool:
@@ -37,7 +36,13 @@ class Link:
         return self._proven.wait(seconds)
 
     def prove(self) -> HostFacts:
-        """Ask who is at the other end of the stream that stands now. Raises HostFault."""
+        """Ask who is at the other end of the stream that stands now; for its reader. Raises HostFault."""
+        facts = self.ask()
+        self._proven.set()
+        return facts
+
+    def ask(self) -> HostFacts:
+        """How the engine is. Raises HostMismatch where it is another one, HostFault."""
         facts = self.executor.health()
         if facts.engine_id != self._engine_id:
             raise HostMismatch(
@@ -45,7 +50,6 @@ class Link:
                 f"{self._engine_id}"
             )
         self._clock_offset = facts.clock_offset
-        self._proven.set()
         return facts
 
     def broke(self) -> None:

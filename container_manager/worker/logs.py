@@ -105,12 +105,20 @@ class LogBuffer:
         finally:
             self._lock.release()
 
-    def rest(self) -> tuple[Chunk | None, LogState]:
-        """The last chunk, if anything is left, with the final state of both columns."""
-        with self._lock:
+    def rest(self, *, patience: float = -1) -> tuple[Chunk | None, LogState]:
+        """The last chunk, if anything is left, with the final state of both columns.
+
+        With `patience` (seconds) only what was passed on before, where a reader does not let go in time: it
+        waits for room in a queue that the caller is to empty.
+        """
+        if not self._lock.acquire(timeout=patience):
+            return None, self._state(with_columns=False)
+        try:
             chunk = self._chunk() if self._frames else None
             self._taken()
             return chunk, self._state(with_columns=True)
+        finally:
+            self._lock.release()
 
     def _flush(self, *, block: bool) -> bool:
         chunk = self._chunk()

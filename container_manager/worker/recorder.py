@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from container_manager import lifecycle
 from container_manager.conf import Settings
-from container_manager.core.errors import HostFault, JobFault
+from container_manager.core.errors import HostFault, JobFault, NeverStarted
 from container_manager.core.observation import ContainerState
 from container_manager.core.outcome import (
     ExitReason,
@@ -39,6 +39,10 @@ from container_manager.worker.run import Run
 logger = logging.getLogger("container_manager.jobs")
 
 _RESTARTED = "The container was started again from outside while the job ran; the record covers both runs."
+#: How long we wait for a reader that waits for us.
+REST_SECONDS = 0.2
+#: A job that its host failed waits before it is claimed again, longer each time, and lets others try.
+FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.5, 30.0
 _BY_ANOTHER_HAND = {
     ExitReason.KILLED_EXTERNALLY,
     ExitReason.REMOVED_EXTERNALLY,
@@ -94,6 +98,7 @@ class Recorder:
                 worker=self._worker,
                 message=str(fact.error),
                 docker_log=held.run.engine_log_text(),
+                wait_seconds=self._wait(held.job, fact.error),
             )
             self._log(held, f"given back: {fact.error}", level=logging.WARNING)
             return
@@ -184,7 +189,7 @@ class Recorder:
             started, finished = held.job.started_at if gone else seen.started_at, seen.finished_at
         else:
             started, finished = held.execution.started_at, None
-            chunk, logs = held.run.logs.rest()
+            chunk, logs = held.run.logs.rest(patience=REST_SECONDS)
         again = self._again(held.job, outcome)
         done = lifecycle.finish(
             held.lease,
@@ -211,6 +216,13 @@ class Recorder:
         rows = ExecutionMetadata.objects.filter(job=uuid.UUID(key.job_id), attempt=key.attempt)
         return rows.select_related("job").first()
 
+    def _wait(self, job: ContainerJob, error: HostFault) -> float:
+        """None where the host is not to blame. Else a job that nothing can run would hold up all others."""
+        if isinstance(error, NeverStarted):
+            return 0.0
+        before = job.executions.filter(exit_reason="", recorded_at__isnull=False).count()
+        return float(min(MAX_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(before, 10)))
+
     def _again(self, job: ContainerJob, outcome: Outcome) -> Again | None:
         """Whether another attempt follows, by the job's own policy; most have none."""
         if not job.retry:
@@ -219,7 +231,7 @@ class Recorder:
             retry_of(job),
             outcome,
             failures=job.failed_attempts,
-            attempts=job.attempt,
+            attempts=job.executions.exclude(exit_reason="").count() + 1,  # not those that its host failed
             ceiling=self._settings.MAX_JOB_ATTEMPTS,
             deadline_left=lifecycle.deadline_left(job),
             luck=random.random(),  # noqa: S311 - spreads waits, guards nothing

@@ -13,6 +13,7 @@ from container_manager.core.spec import ContainerSpec
 from container_manager.records import Usage
 from container_manager.worker.logs import LogBuffer
 from container_manager.worker.messages import Key
+from container_manager.worker.timer import Appointment
 
 
 class Phase(Enum):
@@ -38,11 +39,14 @@ class Run:
     phase: Phase = Phase.LAUNCHING
     lock: threading.Lock = field(default_factory=threading.Lock)
     resolving: bool = False  # a thread is finding out what became of it
+    start_failed: bool = False  # by the host's fault
     container_id: str = ""
     intent: Intent = Intent.NONE
     announced: bool = False  # the supervisor knows that it runs
     interrupted: bool = False  # the engine was out of sight while it ran, or another worker watched it
     ever_running: bool = False
+    stop_sent: bool = False  # what `intent` wants reached a program that ran
+    timers: list[Appointment] = field(default_factory=list)  # to be cancelled when it is over
     started_at: datetime | None = None  # by the engine's clock, as good as known
     restarted: bool = False  # somebody else started the container again
     ended_since: float = 0.0  # monotonic; when we were first told that it ended; 0: never

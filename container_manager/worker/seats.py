@@ -107,6 +107,7 @@ class Seats:
         for engine_id, tenure in list(self._tenures.items()):
             if EngineLease.is_held(tenure.lease):
                 continue
+            tenure.end()
             del self._tenures[engine_id]
             for seat in self:
                 if seat.tenure is tenure:
@@ -118,7 +119,12 @@ class Seats:
     def release_leases(self) -> None:
         """Give them back, so that the next worker need not wait."""
         for tenure in self._tenures.values():
+            tenure.end()  # first: a launch in flight must not start what the next holder gives back
             EngineLease.release(tenure.lease)
+
+    def vacant_engines(self) -> list[str]:
+        """The engines that answer and that somebody else serves."""
+        return [seat.host.engine_id for seat in self if seat.is_vacant]
 
     # ---------------------------------------------------------------------------------- what happens
 
@@ -128,9 +134,9 @@ class Seats:
         if seat is None:
             return
         try:
-            seat.came_up(message.facts)
+            seat.came_up(message.facts, record=self._may_record(seat))
         except HostMismatch as error:
-            seat.went_down(error)
+            seat.went_down(error, record=self._may_record(seat))
             return
         move_what_does_not_fit(seat.host)
         if seat.agent is None:
@@ -140,7 +146,7 @@ class Seats:
         """A host does not answer, or as somebody else."""
         seat = self._seats.get(message.host_id)
         if seat is not None:
-            seat.went_down(message.error)
+            seat.went_down(message.error, record=self._may_record(seat))
 
     # --------------------------------------------------------------------------------------- insides
 
@@ -150,14 +156,31 @@ class Seats:
         if not self._hands.on(seat):
             seat.leave(patience=1.0)
             del self._seats[pk]
+            self._release_if_idle(seat.host.engine_id)
 
     def _sit_down(self, seat: HostSeat) -> None:
         """Acquire the engine's lease and take over what runs there."""
-        assert seat.facts is not None  # noqa: S101 - the host has just answered
+        if seat.facts is None or not seat.is_ready:
+            return  # this is the late word of an agent that was left; the next probe tells how it is now
         tenure = self._tenure_of(seat.facts.engine_id)
         if tenure is not None:  # else another worker serves it; `stand_by` tries again
             seat.serve(tenure, installation=self._hands.installation, settings=self._settings)
             self._adopt(seat)
+
+    def _may_record(self, seat: HostSeat) -> bool:
+        """How a host is, its worker says: from another machine the same address may be another engine."""
+        engine_id = seat.host.engine_id
+        return not engine_id or EngineLease.holder(engine_id) in {"", self._worker}
+
+    def _release_if_idle(self, engine_id: str) -> None:
+        """Let go of an engine at which no seat of ours is left."""
+        if any(seat.agent is not None and seat.host.engine_id == engine_id for seat in self):
+            return
+        self._leases.forget(engine_id)
+        tenure = self._tenures.pop(engine_id, None)
+        if tenure is not None:
+            tenure.end()
+            EngineLease.release(tenure.lease)
 
     def _tenure_of(self, engine_id: str) -> Tenure | None:
         tenure = self._tenures.get(engine_id) or self._leases.acquire(engine_id)
@@ -200,10 +223,11 @@ class Seats:
 
     def _give_up_hosts(self) -> None:
         """End the jobs of hosts that are away for too long, or that another engine stands in for."""
-        away = [seat.host.pk for seat in self if not seat.reachable]
-        if not away:
+        away = {seat.host.pk: seat.absence() for seat in self if not seat.reachable}
+        seen_down = {pk: absence for pk, absence in away.items() if absence is not None}
+        if not seen_down:
             return
-        for pk, evidence in hosts_given_up(away, self._settings):
+        for pk, evidence in hosts_given_up(seen_down, self._settings):
             seat = self._seats[pk]
             tenure = seat.tenure or self._tenure_of(seat.host.engine_id)
             if tenure is None:
@@ -213,3 +237,4 @@ class Seats:
                 self._hands.drop(held)
                 if seat.agent is not None:
                     seat.agent.forget(held.run)
+            self._release_if_idle(seat.host.engine_id)

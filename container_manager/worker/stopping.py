@@ -5,7 +5,7 @@ from __future__ import annotations
 from container_manager.core.errors import HostFault
 from container_manager.core.outcome import Intent
 from container_manager.worker.crew import Crew
-from container_manager.worker.harvest import Harvester
+from container_manager.worker.harvest import ALIVE, Harvester
 from container_manager.worker.link import Link
 from container_manager.worker.run import Phase, Run
 
@@ -33,15 +33,19 @@ class Stopper:
 
     def signal(self, run: Run) -> None:
         """SIGTERM now, SIGKILL after the grace period."""
-        run.note(f"stop ({run.intent}): SIGTERM, and SIGKILL in {run.grace_seconds:g} s")
-        self._send(run, force=False)
-        self._crew.after(run.grace_seconds, self._kill, run)
+        if self._sent(run, force=False):
+            run.note(f"stop ({run.intent}): SIGTERM, and SIGKILL in {run.grace_seconds:g} s")
+        wait = run.grace_seconds if run.stop_sent else KILL_CHECK_SECONDS
+        self._crew.after(wait, self._kill, run)
 
     def _kill(self, run: Run) -> None:
         if run.phase is not Phase.RUNNING:
             return
-        run.note("stop: SIGKILL")
-        self._send(run, force=True)
+        if not run.stop_sent:
+            self.signal(run)  # it could not be asked yet
+            return
+        if self._sent(run, force=True):
+            run.note("stop: SIGKILL")
         self._crew.after(KILL_CHECK_SECONDS, self._check, run)
 
     def _check(self, run: Run) -> None:
@@ -49,8 +53,17 @@ class Stopper:
             self._harvester.harvest(run)
             self._crew.after(KILL_CHECK_SECONDS * 4, self._kill, run)
 
-    def _send(self, run: Run, *, force: bool) -> None:
+    def _sent(self, run: Run, *, force: bool) -> bool:
+        """Send the signal; whether a program that ran was there to hear it."""
+        seen = self._link.look(run.name)
+        if seen is None or seen.state not in ALIVE:
+            # What has ended by itself was not ended by us; what cannot be reached is asked again later.
+            self._harvester.harvest(run)
+            return False
         try:
             self._link.executor.stop(run.name, force=force)
         except HostFault as error:
             run.note(f"stop: {error}")
+            return False
+        run.stop_sent = True
+        return True

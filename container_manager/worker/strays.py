@@ -13,7 +13,7 @@ from django.utils import timezone
 from container_manager.conf import Settings
 from container_manager.core.observation import ContainerState, OwnedContainer
 from container_manager.core.reconcile import Found, JobRecord, Judgement, Verdict, judge
-from container_manager.core.spec import LABEL_ATTEMPT, LABEL_JOB, container_name
+from container_manager.core.spec import attempt_of, container_name
 from container_manager.core.states import Status
 from container_manager.executors.base import Executor
 from container_manager.models import (
@@ -61,7 +61,7 @@ def judge_strays(
         raise NotThisDatabase(
             f"the database is that of another installation than {installation}, with which this worker began"
         )
-    labelled = [(container, *_labels(container)) for container in containers]
+    labelled = [(container, *attempt_of(container.labels)) for container in containers]
     records = _records({job_id for _, job_id, _ in labelled}, engine_now)
     recorded_ids = _recorded_ids([container.container_id for container in containers])
     retention = 0.0 if settings.IMMEDIATE_CLEANUP else settings.CONTAINER_RETENTION_SECONDS
@@ -111,11 +111,6 @@ def _records(job_ids: Collection[str], engine_now: datetime) -> dict[str, JobRec
 def _recorded_ids(container_ids: Collection[str]) -> set[str]:
     known = ExecutionMetadata.objects.filter(container_id__in=container_ids)
     return set(known.values_list("container_id", flat=True))
-
-
-def _labels(container: OwnedContainer) -> tuple[str, int]:
-    attempt = container.labels.get(LABEL_ATTEMPT, "")
-    return container.labels.get(LABEL_JOB, ""), int(attempt) if attempt.isdigit() else 0
 
 
 def _is_id(text: str) -> bool:

@@ -188,7 +188,9 @@ class Worker:
             return 0.0
         waits = [min(self._due.values(), default=0.0) - time.monotonic()]
         look = self._wakeup.look_seconds if self._wakeup is not None else None
-        waits += [wait for wait in (look, self._leases.retry_in()) if wait is not None]
+        waits += [
+            wait for wait in (look, self._leases.retry_in(self._seats.vacant_engines())) if wait is not None
+        ]
         return max(0.0, min(waits))
 
     def _tick(self) -> None:
@@ -486,5 +488,6 @@ class Worker:
                 held.job.refresh_from_db(fields=_MOVED_FIELDS)
 
 
-#: What a transition changes on an instance.
-_MOVED_FIELDS = ["status", "attempt", "lease_token", "started_at", "failed_attempts", "not_before"]
+#: What a transition changes on an instance. Not attempt and token: by these we tell what is ours, and a
+#: repeated statement has to miss a row that is another worker's by now.
+_MOVED_FIELDS = ["status", "started_at", "failed_attempts", "not_before"]

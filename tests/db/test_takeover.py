@@ -107,7 +107,7 @@ def test_who_only_sleeps_keeps_its_lease(
     keeper = LeaseKeeper("worker:b", 240.0, lambda: None)
     assert keeper.acquire("fake-one") is None
     assert not keeper.may_try("fake-one")
-    assert (keeper.retry_in() or 0) > 1
+    assert (keeper.retry_in(["fake-one"]) or 0) > 1
     keeper.close()
     assert EngineLease.objects.get().wanted_by == "worker:b"
 
@@ -116,7 +116,7 @@ def test_a_standby_comes_at_the_very_end_of_a_lease(engine: FakeEngine, host: Ex
     EngineLease.acquire("fake-one", "silent", 2.0)
     keeper = LeaseKeeper("worker:b", 10.0, lambda: None)
     assert keeper.acquire("fake-one") is None
-    wait = keeper.retry_in()
+    wait = keeper.retry_in(["fake-one"])
     assert wait is not None
     assert 0.5 < wait < 2.1
     keeper.close()
