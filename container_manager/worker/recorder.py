@@ -41,8 +41,9 @@ logger = logging.getLogger("container_manager.jobs")
 _RESTARTED = "The container was started again from outside while the job ran; the record covers both runs."
 #: How long we wait for a reader that waits for us.
 REST_SECONDS = 0.2
-#: A job that its host failed waits before it is claimed again, longer each time, and lets others try.
-FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.5, 30.0
+#: A job that its host failed waits before it is claimed again, longer each time and twice as long as the host
+#: itself rests: then it is another job that tells whether the host is fit.
+FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 2.0, 60.0
 _BY_ANOTHER_HAND = {
     ExitReason.KILLED_EXTERNALLY,
     ExitReason.REMOVED_EXTERNALLY,

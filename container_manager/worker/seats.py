@@ -131,8 +131,8 @@ class Seats:
     def came_up(self, message: HostUp) -> None:
         """A host answers."""
         seat = self._seats.get(message.host_id)
-        if seat is None:
-            return
+        if seat is None or not seat.is_ready:
+            return  # the late word of an agent that was left; the next probe tells how it is now
         try:
             seat.came_up(message.facts, record=self._may_record(seat))
         except HostMismatch as error:
@@ -160,8 +160,7 @@ class Seats:
 
     def _sit_down(self, seat: HostSeat) -> None:
         """Acquire the engine's lease and take over what runs there."""
-        if seat.facts is None or not seat.is_ready:
-            return  # this is the late word of an agent that was left; the next probe tells how it is now
+        assert seat.facts is not None  # noqa: S101 - the host has answered
         tenure = self._tenure_of(seat.facts.engine_id)
         if tenure is not None:  # else another worker serves it; `stand_by` tries again
             seat.serve(tenure, installation=self._hands.installation, settings=self._settings)
