@@ -16,6 +16,7 @@ from container_manager import lifecycle
 from container_manager.identity import ProcessIdentity
 from container_manager.models import EngineLease, ExecutorHost, JobEvent, RegisteredWorker
 from container_manager.testing import FakeEngine, FakeRun, fake_engine, forget_fake_engines
+from container_manager.worker.hosts import Absence
 from container_manager.worker.leases import LeaseKeeper
 from tests.db.factories import hold, make_host, make_job
 from tests.db.workers import QUICK, drain, until, until_status, working
@@ -252,3 +253,56 @@ def test_another_engine_at_the_same_address_ends_the_jobs_of_the_first(
         engine.default = FakeRun()
         until_status(waiting, "completed")
     assert engine.starts == {job.container_name: 1, waiting.container_name: 1}
+
+
+def test_a_host_that_is_fine_again_is_not_given_up_for_what_its_row_says(
+    engine: FakeEngine, host: ExecutorHost, settings: Any
+) -> None:
+    """It was away while nobody looked: the next worker has to see for itself."""
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "HOST_LOST_SECONDS": 60.0}
+    engine.default = held_run()
+    with working():
+        job = until_status(make_job(), "running")
+    long_ago = timezone.now() - timedelta(hours=2)
+    for health in ("unreachable", "mismatched"):
+        ExecutorHost.objects.update(health=health, health_since=long_ago)
+        with working():
+            until(lambda: ExecutorHost.objects.get().health == "healthy", "the host to be seen")
+    engine.finish(job.container_name)
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.exit_reason) == ("completed", "success")
+
+
+def test_from_another_machine_the_same_address_is_another_engine_and_no_evidence(
+    engine: FakeEngine, host: ExecutorHost, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("container_manager.worker.supervisor.HOSTS_SECONDS", 0.05)
+    monkeypatch.setattr("container_manager.worker.upkeep.MISMATCH_SECONDS", 0.1)
+    settings.CONTAINER_MANAGER_SETTINGS = QUICK
+    engine.default = held_run()
+    with working():
+        job = until_status(make_job(), "running")
+    engine.engine_id = "fake-elsewhere"
+    with working() as other:
+        until(lambda: any(seat.absence() for seat in other._seats), "the other worker to look")
+        (seat,) = other._seats
+        until(lambda: (seat.absence() or _never).seconds > 0.5, "it to have looked for a while")
+        job.refresh_from_db()
+        assert job.status == "running"
+        assert EngineLease.holder("fake-one") == ""
+    engine.engine_id = "fake-one"
+    engine.finish(job.container_name)
+    assert drain() == []
+
+
+_never = Absence(seconds=0.0, engine_was_met=False)
+
+
+def test_a_tenure_that_was_ended_lets_nobody_act(engine: FakeEngine, host: ExecutorHost) -> None:
+    keeper = LeaseKeeper("worker:b", 240.0, lambda: None)
+    tenure = keeper.acquire("fake-one")
+    assert tenure is not None
+    assert tenure.is_valid()
+    tenure.end()
+    assert not tenure.is_valid()

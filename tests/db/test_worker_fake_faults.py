@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from container_manager import lifecycle
 from container_manager.core.errors import EngineFault, HostFault, HostTimeout
+from container_manager.core.spec import ContainerSpec
 from container_manager.models import (
     ContainerJob,
     EngineLease,
@@ -22,7 +23,7 @@ from container_manager.models import (
     LogChunk,
 )
 from container_manager.models.admission import spec_of
-from container_manager.testing import FakeClock, FakeEngine, FakeRun
+from container_manager.testing import FakeClock, FakeEngine, FakeExecutor, FakeRun
 from tests.db.factories import hold, make_host, make_job
 from tests.db.workers import QUICK, drain, until, until_status, working
 
@@ -441,3 +442,74 @@ def test_a_host_that_is_switched_off_finishes_what_it_has(
         until(lambda: not worker._seats, "the seat to be given up")
     waiting.refresh_from_db()
     assert (waiting.status, waiting.attempt) == ("pending", 0)
+
+
+# ------------------------------------------------------------------------- what comes at the wrong moment
+
+
+def test_a_time_limit_that_passes_out_of_sight_is_no_timeout_of_what_had_ended(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    engine.default = held_run(b"in time\n")
+    with working() as worker:
+        job = until_status(make_job(timeout_seconds=1), "running")
+        engine.go_down()
+        engine.finish(job.container_name)
+        (held,) = worker._hands
+        until(lambda: held.run.intent, "its time limit to pass")
+        engine.come_back()
+        until_status(job, "completed", "timeout")
+    assert (job.status, job.exit_reason, stored(job)) == ("completed", "success", b"in time\n")
+
+
+def test_a_launch_in_flight_does_not_begin_once_the_row_is_gone(
+    engine: FakeEngine, host: ExecutorHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("container_manager.worker.supervisor.HOSTS_SECONDS", 0.05)
+    reached, go_on = threading.Event(), threading.Event()
+    create = FakeExecutor.create
+
+    def slow(self: FakeExecutor, spec: ContainerSpec) -> str:
+        reached.set()
+        assert go_on.wait(30)
+        return create(self, spec)
+
+    monkeypatch.setattr(FakeExecutor, "create", slow)
+    with working() as worker:
+        make_job()
+        assert reached.wait(30)
+        ContainerJob.objects.all().delete()
+        until(lambda: not worker._hands, "the job to be dropped")
+        go_on.set()
+        until_status(make_job(), "completed")
+    assert list(engine.starts.values()) == [1]  # of the second job alone
+
+
+def test_a_job_that_no_host_can_run_does_not_hold_up_the_others(
+    engine: FakeEngine, host: ExecutorHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = FakeExecutor.create
+
+    def damaged(self: FakeExecutor, spec: ContainerSpec) -> str:
+        if spec.image == "damaged:1":
+            raise EngineFault("layer does not exist")
+        return create(self, spec)
+
+    monkeypatch.setattr(FakeExecutor, "create", damaged)
+    with working():
+        bad = make_job(docker_image="damaged:1", priority=10)
+        until(lambda: bad.executions.filter(recorded_at__isnull=False).exists(), "the first failure")
+        until_status(make_job(), "completed")
+        assert bad.cancel()
+
+
+def test_a_log_that_cannot_be_read_does_not_keep_the_job_for_ever(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    engine.fail("logs", HostTimeout("no answer in 60 s"), times=None)
+    job = make_job()
+    assert drain() == []
+    job.refresh_from_db()
+    assert job.status == "completed"
+    assert not job.executions.get().logs_complete
+    assert "cannot read them" in job.docker_log

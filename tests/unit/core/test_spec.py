@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from container_manager.core.spec import ContainerSpec, NetworkAttachment
+from container_manager.core.spec import (
+    LABEL_ATTEMPT,
+    LABEL_JOB,
+    ContainerSpec,
+    NetworkAttachment,
+    attempt_of,
+)
 
 SPEC = ContainerSpec(
     name="cj-1",
@@ -88,3 +94,13 @@ def test_it_is_frozen_and_hashable() -> None:
     with pytest.raises(FrozenInstanceError):
         SPEC.user = "0:0"  # type: ignore[misc]
     assert hash(SPEC) == hash(replace(SPEC))
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1.0", "\u00b2", "\u0661", "9" * 5000])
+def test_an_attempt_label_may_hold_anything(text: str) -> None:
+    assert attempt_of({LABEL_JOB: "a", LABEL_ATTEMPT: text}) == ("a", 0)
+
+
+def test_a_label_of_ours_is_read_back() -> None:
+    assert attempt_of({LABEL_JOB: "a", LABEL_ATTEMPT: "12"}) == ("a", 12)
+    assert attempt_of({}) == ("", 0)

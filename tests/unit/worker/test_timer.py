@@ -6,12 +6,13 @@ import logging
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
-from container_manager.worker.timer import Timer
+from container_manager.worker.timer import SWEEP_ENTRIES, Timer
 
 
 @pytest.fixture
@@ -78,3 +79,34 @@ def test_closing_forgets_what_is_to_come_and_ends_the_thread(timer: Timer) -> No
     assert not timer._thread.is_alive()
     timer.after(0, called.set)
     assert not called.is_set(), "nobody is there to call it"
+
+
+def test_what_was_cancelled_is_not_called_and_holds_nothing() -> None:
+    timer = Timer("test")
+    called = threading.Event()
+    holder = Holder()
+    watched = weakref.ref(holder)
+    appointment = timer.after(3600, lambda holder=holder: holder.call())  # type: ignore[misc]
+    soon = timer.after(0.05, called.set)
+    del holder
+    appointment.cancel()
+    assert appointment.is_cancelled
+    assert watched() is None
+    assert called.wait(10)
+    soon.cancel()  # afterwards: no effect
+    timer.close()
+
+
+def test_a_timer_forgets_what_was_cancelled_however_far_ahead() -> None:
+    timer = Timer("test")
+    for _ in range(5 * SWEEP_ENTRIES):
+        timer.after(3600, print).cancel()
+    assert len(timer._heap) <= SWEEP_ENTRIES + 1
+    timer.close()
+
+
+class Holder:
+    """Something that a call holds on to."""
+
+    def call(self) -> None:
+        raise AssertionError
