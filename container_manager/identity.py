@@ -1,14 +1,16 @@
 """Who a worker is, so that another one on the same machine can prove that it is gone.
 
-A process is known by the machine's boot, its process id in a namespace of ids, and the moment of its start:
-the kernel gives ids out again, never all four. Anything that cannot be read is no proof. Linux alone tells
-these things; elsewhere a dead worker's lease has to run out.
+A process is known by the machine's name and boot, its process id in a namespace of ids, and the moment of
+its start: the kernel gives ids out again, never all of these. (Copies of a running virtual machine share a
+boot; they are told apart by name.) Anything that cannot be read is no proof. Linux alone tells these things;
+elsewhere a dead worker's lease has to run out.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ LOOK_SECONDS = 0.5
 class ProcessIdentity:
     """One process, for all time. Empty texts and zeros: unknown."""
 
+    hostname: str = ""
     boot_id: str = ""
     pid_namespace: str = ""
     pid: int = 0
@@ -36,23 +39,29 @@ class ProcessIdentity:
         pid = os.getpid()
         stat = _stat(pid)
         if stat is None:
-            return cls(pid=pid)
+            return cls(hostname=socket.gethostname(), pid=pid)
         try:
-            boot_id, namespace = _machine()
+            hostname, boot_id, namespace = _machine()
         except OSError:
-            return cls(pid=pid)
-        return cls(boot_id=boot_id, pid_namespace=namespace, pid=pid, start_ticks=stat.start_ticks)
+            return cls(hostname=socket.gethostname(), pid=pid)
+        return cls(
+            hostname=hostname,
+            boot_id=boot_id,
+            pid_namespace=namespace,
+            pid=pid,
+            start_ticks=stat.start_ticks,
+        )
 
     @property
     def is_known(self) -> bool:
         """Whether it tells enough to prove anything."""
-        return bool(self.boot_id and self.pid_namespace and self.pid and self.start_ticks)
+        return bool(self.hostname and self.boot_id and self.pid_namespace and self.pid and self.start_ticks)
 
     @property
     def is_here(self) -> bool:
         """Whether it is, or was, a process that we could see: same boot, same namespace of process ids."""
         try:
-            return self.is_known and (self.boot_id, self.pid_namespace) == _machine()
+            return self.is_known and (self.hostname, self.boot_id, self.pid_namespace) == _machine()
         except OSError:
             return False
 
@@ -124,5 +133,5 @@ def _stat(pid: int) -> _Stat | None:
         return None
 
 
-def _machine() -> tuple[str, str]:
-    return _BOOT_ID.read_text().strip(), str(_PID_NAMESPACE.readlink())
+def _machine() -> tuple[str, str, str]:
+    return socket.gethostname(), _BOOT_ID.read_text().strip(), str(_PID_NAMESPACE.readlink())

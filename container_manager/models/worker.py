@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-
 from django.db import models
 
 import container_manager
@@ -43,7 +41,7 @@ class RegisteredWorker(models.Model):
         me = ProcessIdentity.current()
         cls.objects.create(
             name=name,
-            hostname=socket.gethostname(),
+            hostname=me.hostname,
             version=container_manager.__version__,
             boot_id=me.boot_id,
             pid_namespace=me.pid_namespace,
@@ -59,7 +57,11 @@ class RegisteredWorker(models.Model):
         if row is None:
             return ProcessIdentity()
         return ProcessIdentity(
-            boot_id=row.boot_id, pid_namespace=row.pid_namespace, pid=row.pid, start_ticks=row.start_ticks
+            hostname=row.hostname,
+            boot_id=row.boot_id,
+            pid_namespace=row.pid_namespace,
+            pid=row.pid,
+            start_ticks=row.start_ticks,
         )
 
     @classmethod

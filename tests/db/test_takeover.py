@@ -44,6 +44,7 @@ def mortal(host: ExecutorHost) -> Iterator[subprocess.Popen[bytes]]:
     stat = open(f"/proc/{process.pid}/stat").read().rpartition(")")[2].split()  # noqa: SIM115, PTH123
     RegisteredWorker.objects.create(
         name="mortal",
+        hostname=me.hostname,
         boot_id=me.boot_id,
         pid_namespace=me.pid_namespace,
         pid=process.pid,

@@ -18,7 +18,7 @@ _TELLS_ITSELF = """
 import sys
 from container_manager.identity import ProcessIdentity
 me = ProcessIdentity.current()
-print(me.boot_id, me.pid_namespace, me.pid, me.start_ticks, flush=True)
+print(me.hostname, me.boot_id, me.pid_namespace, me.pid, me.start_ticks, flush=True)
 sys.stdin.read()
 """
 
@@ -31,9 +31,13 @@ class Other:
             [sys.executable, "-c", _TELLS_ITSELF], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self.process.stdout is not None
-        boot_id, namespace, pid, ticks = self.process.stdout.readline().split()
+        hostname, boot_id, namespace, pid, ticks = self.process.stdout.readline().split()
         self.identity = ProcessIdentity(
-            boot_id=boot_id, pid_namespace=namespace, pid=int(pid), start_ticks=int(ticks)
+            hostname=hostname,
+            boot_id=boot_id,
+            pid_namespace=namespace,
+            pid=int(pid),
+            start_ticks=int(ticks),
         )
 
 
@@ -70,7 +74,7 @@ def test_an_id_that_was_given_out_again_is_another_process() -> None:
     assert replace(me, start_ticks=me.start_ticks + 1).is_gone()
 
 
-@pytest.mark.parametrize("unknown", ["boot_id", "pid_namespace", "pid", "start_ticks"])
+@pytest.mark.parametrize("unknown", ["hostname", "boot_id", "pid_namespace", "pid", "start_ticks"])
 def test_who_cannot_be_placed_is_never_called_gone(other: Other, unknown: str) -> None:
     other.process.kill()
     other.process.wait()
@@ -79,7 +83,7 @@ def test_who_cannot_be_placed_is_never_called_gone(other: Other, unknown: str) -
     assert not ProcessIdentity().is_gone()
 
 
-@pytest.mark.parametrize("elsewhere", ["boot_id", "pid_namespace"])
+@pytest.mark.parametrize("elsewhere", ["hostname", "boot_id", "pid_namespace"])
 def test_who_lived_on_another_machine_is_never_called_gone(other: Other, elsewhere: str) -> None:
     other.process.kill()
     other.process.wait()
