@@ -87,6 +87,7 @@ class Server:
         at_a_moment = dice.random() < self._plan.moments
         orders = Orders() if at_a_moment else Orders.drawn(dice, self._plan.most)
         log = Path(self._plan.folder) / f"worker-{self._number}.log"
+        log.touch()  # a worker may be killed before it does anything
         connections.close_all()
         sys.stdout.flush()
         pid = os.fork()
