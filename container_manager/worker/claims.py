@@ -46,7 +46,8 @@ class Claims:
         Raises LeaseLost.
         """
         free = [seat for seat in self._seats if self._slots(seat) > 0]
-        for seat in sorted(free, key=lambda seat: seat.host.weight, reverse=True):
+        # A host on trial comes last: what need not run there is taken by the sound ones.
+        for seat in sorted(free, key=lambda seat: (seat.is_sound, seat.host.weight), reverse=True):
             room = self._slots(seat)
             if room > 0 and seat.tenure is not None:
                 yield seat, self._claim(seat, room)
@@ -80,7 +81,9 @@ class Claims:
 
     def _hosts_that_cannot_take_more(self, taker: HostSeat) -> list[int]:
         helpless: list[int] = [
-            seat.host.pk for seat in self._seats if seat.agent is not None and self._slots(seat) <= 0
+            seat.host.pk
+            for seat in self._seats
+            if seat.agent is not None and (self._slots(seat) <= 0 or not seat.is_sound)
         ]
         down = Q(is_active=False) | Q(
             health__in=[ExecutorHost.Health.UNREACHABLE, ExecutorHost.Health.MISMATCHED]

@@ -57,6 +57,11 @@ class HostSeat:
         return self.reachable and self.agent is None
 
     @property
+    def is_sound(self) -> bool:
+        """Whether it did what it was asked last."""
+        return self.breaker.failures == 0
+
+    @property
     def serving(self) -> bool:
         """Whether jobs can be started here now."""
         return (
