@@ -22,9 +22,9 @@ FOLLOW_AFTER_SECONDS = 0.3
 FOLLOWER_PATIENCE_SECONDS = 10.0
 #: How often an engine may fail to read a log (a damaged file) before the job ends without the rest of it.
 READ_ATTEMPTS = 3
-#: A container whose start lies this far behind ours may have been started again by somebody else; by that
-#: much more it was, whatever clocks and calls may be good for.
-LATE_START_SECONDS, RESTART_SECONDS = 0.3, 5.0
+#: A container whose start lies this far behind ours may have been started again by somebody else; where the
+#: engine cannot tell, it was if by that much: our note of a start is late at times, and never early.
+LATE_START_SECONDS, RESTART_SECONDS = 0.3, 1.0
 ALIVE = (ContainerState.RUNNING, ContainerState.PAUSED)
 
 
@@ -132,7 +132,7 @@ class Harvester:
         if late <= LATE_START_SECONDS:
             return
         starts = self._link.executor.remembered_starts(run.name)
-        if (starts or 0) > 1 or late > RESTART_SECONDS:
+        if late > RESTART_SECONDS if starts is None else starts > 1:
             run.restarted = True
             run.note("the container was started again from outside", seen.started_at)
 

@@ -183,6 +183,7 @@ def test_row_25_started_again_while_no_worker_watched(
         job = running(host)
     container = harm.container_of(client, job)
     container.restart(timeout=20)
+    until(lambda: container.logs().count(b"begin") == 2, "the second run to listen")
     with harm.worker(child_environment):
         container.kill(signal=signal.SIGUSR1)
         until_status(job, "completed", "failed", seconds=20)

@@ -238,9 +238,9 @@ class DockerExecutor(Executor):
         return not self._remembered({"container": [container_id], "event": ["start"]})
 
     def remembered_starts(self, container_id: str) -> int | None:
-        """By its events. It keeps only the last ones: none of a container's may be left among many others."""
+        """By its events. It keeps only the last ones: others may have pushed some of a container's out."""
         starts = self._remembered({"container": [container_id], "event": ["start"]})
-        return None if starts == 0 and self._remembered({}) >= FULL_MEMORY_EVENTS else starts
+        return None if starts < 2 and self._remembered({}) >= FULL_MEMORY_EVENTS else starts
 
     def close(self) -> None:
         """See `Executor.close`."""
