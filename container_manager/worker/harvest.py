@@ -25,6 +25,8 @@ READ_ATTEMPTS = 3
 #: A container whose start lies this far behind ours may have been started again by somebody else; where the
 #: engine cannot tell, it was if by that much: our note of a start is late at times, and never early.
 LATE_START_SECONDS, RESTART_SECONDS = 0.3, 1.0
+#: How long after an end by SIGKILL we look again, and the exit code that it leaves.
+OOM_NEWS_SECONDS, KILLED = 0.5, 137
 ALIVE = (ContainerState.RUNNING, ContainerState.PAUSED)
 
 
@@ -61,6 +63,11 @@ class Harvester:
         self._mind_restart(run, seen)
         if seen.state in (*ALIVE, ContainerState.UNKNOWN):
             run.ended_since = 0.0
+            return
+        if seen.exit_code == KILLED and not (seen.oom_killed or run.stop_sent or run.looked_twice):
+            # The news that it was for lack of memory may come to the engine behind the end itself.
+            run.looked_twice = True
+            self._crew.after(OOM_NEWS_SECONDS, self.harvest, run)
             return
         with run.lock:
             if run.phase is not Phase.RUNNING or _is_followed(run):

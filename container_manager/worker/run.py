@@ -48,6 +48,7 @@ class Run:
     stop_sent: bool = False  # what `intent` wants reached a program that ran
     timers: list[Appointment] = field(default_factory=list)  # to be cancelled when it is over
     started_at: datetime | None = None  # by the engine's clock, as good as known
+    looked_twice: bool = False  # at an end by SIGKILL
     restarted: bool = False  # somebody else started the container again
     ended_since: float = 0.0  # monotonic; when we were first told that it ended; 0: never
     follower: threading.Thread | None = None
