@@ -651,9 +651,9 @@ def _cancel_is_wanted(job: ContainerJob) -> bool:
     return row.filter(cancel_requested_at__isnull=False).exists()
 
 
-def _lock(job: ContainerJob) -> bool:
+def _lock(job: ContainerJob) -> None:
     """Hold the row until the commit. A write, as SQLite knows no other lock and refuses one after a read."""
-    return _jobs().filter(pk=job.pk).update(attempt=F("attempt")) > 0
+    _jobs().filter(pk=job.pk).update(attempt=F("attempt"))
 
 
 def _blank(job: ContainerJob) -> None:

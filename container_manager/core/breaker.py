@@ -38,7 +38,3 @@ class Breaker:
         if self.failures == 0:
             return None
         return 0 if now < self.open_until or in_flight else 1
-
-    def opens_in(self, now: float) -> float | None:
-        """Seconds until a try may begin; None where it is closed."""
-        return None if self.failures == 0 else max(0.0, self.open_until - now)

@@ -26,6 +26,10 @@ class ContainerState(StrEnum):
     UNKNOWN = "unknown"
 
 
+#: The program runs or could go on.
+ALIVE = frozenset({ContainerState.RUNNING, ContainerState.PAUSED})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
     """One look at one container (Docker: `GET /containers/{id}/json`)."""

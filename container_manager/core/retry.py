@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeGuard
 
 from container_manager.core.errors import InvalidJob
 from container_manager.core.limits import shown
@@ -176,7 +176,7 @@ def parse_retry(value: object) -> RetryPolicy:
     for key in value:
         if key not in known:
             raise _invalid(f"{shown(key)} is not known; there are {', '.join(sorted(known))}.")
-    numbers = {name: _number(name, value[name]) for name in _NUMBERS if name in value}
+    numbers: dict[str, Any] = {name: _number(name, value[name]) for name in _NUMBERS if name in value}
     usual = RetryPolicy()
     first = numbers.get("backoff_seconds", usual.backoff_seconds)
     ceiling = numbers.setdefault("max_backoff_seconds", max(first, usual.max_backoff_seconds))
@@ -186,18 +186,18 @@ def parse_retry(value: object) -> RetryPolicy:
     if not isinstance(rules, Sequence) or isinstance(rules, str):
         raise _invalid(f"rules: it is a {type(rules).__name__}; give a list.")
     return RetryPolicy(
-        **numbers,  # type: ignore[arg-type]
+        **numbers,
         rules=tuple(_rule(number, rule) for number, rule in enumerate(rules, start=1)),
     )
 
 
-def _number(name: str, value: object) -> float | int:
+def _number(name: str, value: float) -> float:
     least, most, whole = _NUMBERS[name]
     kind = "a whole number" if whole else "a number"
-    fine = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not fine or not least <= value <= most:  # type: ignore[operator]
+    is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most:
         raise _invalid(f"{name}: {shown(value)} is not {kind} from {least:g} to {most:g}.")
-    return value  # type: ignore[return-value]
+    return value
 
 
 def _rule(number: int, rule: object) -> Rule:
@@ -222,9 +222,9 @@ def _listed(where: str, rule: Mapping[str, Any], name: str) -> list[Any]:
     return list(value)
 
 
-def _reason(where: str, name: object) -> ExitReason:
+def _reason(where: str, name: Any) -> ExitReason:
     try:
-        reason = ExitReason(name)  # type: ignore[arg-type]
+        reason = ExitReason(name)
     except ValueError:
         known = ", ".join(sorted(set(ExitReason) - NEVER_RETRIED))
         raise _invalid(f"{where}: {shown(name)} is no exit reason; there are {known}.") from None
@@ -239,12 +239,12 @@ def _codes(where: str, code: object) -> tuple[int, int]:
     if isinstance(code, str):
         first, dash, last = code.partition("-")
         low, high = (int(part) if part.isdigit() else None for part in (first, last if dash else first))
-    if not (_is_code(low) and _is_code(high)) or low > high:  # type: ignore[operator]
+    if not (_is_code(low) and _is_code(high)) or low > high:
         raise _invalid(f"{where}: {shown(code)} is no exit code from 1 to 255, nor a range such as '64-78'.")
-    return low, high  # type: ignore[return-value]
+    return low, high
 
 
-def _is_code(value: object) -> bool:
+def _is_code(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 255
 
 

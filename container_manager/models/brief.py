@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +15,7 @@ def temporary_lease(engine_id: str, purpose: str, seconds: float) -> Iterator[He
 
     The process registers like a worker, so that one need not wait for the lease to run out if it dies here.
     """
-    name = f"{purpose}:{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
+    name = RegisteredWorker.new_name(purpose)
     RegisteredWorker.register(name, slots=0)
     lease = EngineLease.acquire(engine_id, name, seconds)
     try:

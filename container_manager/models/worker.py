@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import uuid
+
 from django.db import models
 
 import container_manager
@@ -34,6 +38,11 @@ class RegisteredWorker(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @staticmethod
+    def new_name(purpose: str) -> str:
+        """A name that no process has had: what it is for, where it runs, its id, and a piece of chance."""
+        return f"{purpose}:{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
 
     @classmethod
     def register(cls, name: str, *, slots: int) -> None:

@@ -13,12 +13,12 @@ import time
 from datetime import UTC, datetime
 
 from container_manager.core.errors import ExecutorError, HostFault, HostTimeout
-from container_manager.core.observation import EngineEvent, EventAction, HostFacts, OwnedContainer
+from container_manager.core.observation import ALIVE, EngineEvent, EventAction, HostFacts, OwnedContainer
 from container_manager.core.outcome import Intent
 from container_manager.core.spec import attempt_of
 from container_manager.executors.base import Executor
 from container_manager.worker.crew import Crew
-from container_manager.worker.harvest import ALIVE, FOLLOW_AFTER_SECONDS, Harvester
+from container_manager.worker.harvest import FOLLOW_AFTER_SECONDS, Harvester
 from container_manager.worker.launch import Fence, Launcher
 from container_manager.worker.link import Link
 from container_manager.worker.messages import HostDown, HostUp, Inbox, Key, Removed, Started, Strays

@@ -49,7 +49,7 @@ class Claims:
         # A host on trial comes last: what need not run there is taken by the sound ones.
         for seat in sorted(free, key=lambda seat: (seat.is_sound, seat.host.weight), reverse=True):
             room = self._slots(seat)
-            if room > 0 and seat.tenure is not None:
+            if room > 0:
                 yield seat, self._claim(seat, room)
 
     def _slots(self, seat: HostSeat) -> int:

@@ -7,7 +7,7 @@ import threading
 import time
 
 from container_manager.core.errors import ContainerGone, HostFault
-from container_manager.core.observation import ContainerState, Observation
+from container_manager.core.observation import ALIVE, ContainerState, Observation
 from container_manager.core.outcome import Intent
 from container_manager.worker.crew import Crew
 from container_manager.worker.link import Link
@@ -27,7 +27,6 @@ READ_ATTEMPTS = 3
 LATE_START_SECONDS, RESTART_SECONDS = 0.3, 1.0
 #: How long after an end by SIGKILL we look again, and the exit code that it leaves.
 OOM_NEWS_SECONDS, KILLED = 0.5, 137
-ALIVE = (ContainerState.RUNNING, ContainerState.PAUSED)
 
 
 class Harvester:

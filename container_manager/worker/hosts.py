@@ -120,7 +120,7 @@ class HostSeat:
         if record:
             self.host.record_down(error)
 
-    def serve(self, tenure: Tenure, *, installation: str, settings: Settings) -> HostAgent:
+    def serve(self, tenure: Tenure, *, installation: str, settings: Settings) -> None:
         """Begin to work on the host under a lease."""
         assert self.facts is not None  # noqa: S101 - only a host that came up is served
         assert self._executor is not None  # noqa: S101
@@ -139,7 +139,6 @@ class HostSeat:
         )
         self.agent.start()
         logger.info("serving host %s (engine %s)", self.host.name, self.facts.engine_id)
-        return self.agent
 
     def leave(self, *, patience: float) -> None:
         """Let go of the host; its containers run on."""

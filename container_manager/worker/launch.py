@@ -14,10 +14,10 @@ from container_manager.core.errors import (
     JobFault,
     NeverStarted,
 )
-from container_manager.core.observation import ContainerState, ImageFacts
+from container_manager.core.observation import ALIVE, ContainerState, ImageFacts
 from container_manager.core.outcome import Intent
 from container_manager.worker.crew import Crew
-from container_manager.worker.harvest import ALIVE, FOLLOW_AFTER_SECONDS, Harvester
+from container_manager.worker.harvest import FOLLOW_AFTER_SECONDS, Harvester
 from container_manager.worker.link import Link
 from container_manager.worker.messages import Inbox, Launched, LaunchFailed
 from container_manager.worker.run import Phase, Run

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from container_manager.core.errors import HostFault
+from container_manager.core.observation import ALIVE
 from container_manager.core.outcome import Intent
 from container_manager.worker.crew import Crew
-from container_manager.worker.harvest import ALIVE, Harvester
+from container_manager.worker.harvest import Harvester
 from container_manager.worker.link import Link
 from container_manager.worker.run import Phase, Run
 

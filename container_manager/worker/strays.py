@@ -11,7 +11,7 @@ from django.core.exceptions import ValidationError
 from django.utils import timezone
 
 from container_manager.conf import Settings
-from container_manager.core.observation import ContainerState, OwnedContainer
+from container_manager.core.observation import ALIVE, OwnedContainer
 from container_manager.core.reconcile import Found, JobRecord, Judgement, Verdict, judge
 from container_manager.core.spec import attempt_of, container_name
 from container_manager.core.states import Status
@@ -26,8 +26,6 @@ from container_manager.models import (
 from container_manager.models.brief import temporary_lease
 
 logger = logging.getLogger("container_manager.worker")
-
-_ALIVE = (ContainerState.RUNNING, ContainerState.PAUSED)
 
 
 class NotThisDatabase(Exception):
@@ -47,7 +45,12 @@ class Stray:
     @property
     def is_alive(self) -> bool:
         """Whether its program runs."""
-        return self.container.state in _ALIVE
+        return self.container.state in ALIVE
+
+    @property
+    def is_useless(self) -> bool:
+        """Whether a pass removes it."""
+        return self.judgement.verdict is Verdict.REMOVE
 
 
 def judge_strays(
@@ -74,7 +77,7 @@ def judge_strays(
             is_ours=_is_id(job_id)
             and (container.name == container_name(job_id, attempt) or container.container_id in recorded_ids),
             attempt=attempt,
-            is_alive=container.state in _ALIVE,
+            is_alive=container.state in ALIVE,
             age_seconds=age,
         )
         judgement = judge(
@@ -133,7 +136,7 @@ class Survey:
     @property
     def useless(self) -> list[Stray]:
         """What a pass would remove."""
-        return [stray for stray in self.containers if stray.judgement.verdict is Verdict.REMOVE]
+        return [stray for stray in self.containers if stray.is_useless]
 
 
 def survey(host: ExecutorHost, executor: Executor, settings: Settings) -> Survey:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import socket
 import threading
 import time
 import uuid
@@ -30,7 +28,6 @@ from container_manager.core.errors import (
     NeverStarted,
 )
 from container_manager.core.policy import enforce
-from container_manager.core.reconcile import Verdict
 from container_manager.core.states import ACTIVE, FINAL
 from container_manager.models import (
     ContainerJob,
@@ -88,7 +85,7 @@ class Worker:
         only: Collection[uuid.UUID] | None = None,
         drain: bool = False,
     ) -> None:
-        self.name = f"worker:{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:6]}"
+        self.name = RegisteredWorker.new_name("worker")
         #: Another worker asked for the engine of a foreground run, and has it or will.
         self.yielded = False
         self._settings: Settings = get_settings()
@@ -354,7 +351,7 @@ class Worker:
         except NotThisDatabase as error:
             logger.error("nothing is removed on %s: %s", seat.host.name, error)  # noqa: TRY400
             return
-        useless = [stray for stray in strays if stray.judgement.verdict is Verdict.REMOVE]
+        useless = [stray for stray in strays if stray.is_useless]
         limit = self._settings.RECONCILE_LIMIT
         if len(useless) > limit:
             logger.warning(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
@@ -18,6 +18,7 @@ from container_manager.core.errors import (
     NameTaken,
 )
 from container_manager.core.observation import (
+    ALIVE,
     ContainerState,
     EngineEvent,
     EventAction,
@@ -49,7 +50,6 @@ NAME_RESERVED_SECONDS = 5.0
 UNTOUCHED_SECONDS = 5.0
 #: An engine remembers its last 256 events; with about as many, older ones may have been pushed out.
 FULL_MEMORY_EVENTS = 250
-_ALIVE = {ContainerState.RUNNING, ContainerState.PAUSED}
 
 
 class DockerExecutor(Executor):
@@ -204,9 +204,9 @@ class DockerExecutor(Executor):
         seen = self.inspect(container_id)
         if seen.state is ContainerState.PAUSED:
             self._signal(container_id, "unpause", unless={ContainerState.PAUSED})
-        if seen.state in _ALIVE:
+        if seen.state in ALIVE:
             signal = "SIGKILL" if force else "SIGTERM"
-            self._signal(container_id, "kill", unless=_ALIVE, signal=signal)
+            self._signal(container_id, "kill", unless=ALIVE, signal=signal)
 
     def remove(self, container_id: str) -> bool:
         """`DELETE /containers/{id}`, by force and with anonymous volumes."""
@@ -325,7 +325,9 @@ class DockerExecutor(Executor):
         except Refused as refused:
             raise engine_fault(refused) from refused
 
-    def _signal(self, container_id: str, action: str, *, unless: set[ContainerState], **params: str) -> None:
+    def _signal(
+        self, container_id: str, action: str, *, unless: Collection[ContainerState], **params: str
+    ) -> None:
         """Act on a container; a refusal matters only if it is still in a state that the act should end."""
         try:
             self._connection.call("POST", _path(container_id, action), params=params)
