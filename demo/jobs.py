@@ -78,7 +78,7 @@ def show(jobs: list[ContainerJob]) -> None:
             job.status,
             job.exit_reason,
             _known(job.exit_code, "{}"),
-            _known(job.duration.total_seconds() if job.duration else None, "{:.1f} s"),
+            _known(None if job.duration is None else job.duration.total_seconds(), "{:.1f} s"),
             _known(job.max_memory_usage and job.max_memory_usage / 2**20, "{:.0f} MB"),
             _known(job.cpu_usage_percent, "{:.0f} %"),
             job.docker_host.name if job.docker_host else "-",
