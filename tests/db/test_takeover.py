@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from django.utils import timezone
 from container_manager import lifecycle
 from container_manager.identity import ProcessIdentity
 from container_manager.models import EngineLease, ExecutorHost, JobEvent, RegisteredWorker
+from container_manager.models.lease import HeldLease
 from container_manager.testing import FakeEngine, FakeRun, fake_engine, forget_fake_engines
 from container_manager.worker.hosts import Absence
 from container_manager.worker.leases import LeaseKeeper
@@ -41,7 +43,7 @@ def mortal(host: ExecutorHost) -> Iterator[subprocess.Popen[bytes]]:
     """A process that is registered as the worker "mortal" and holds the engine's lease."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     me = ProcessIdentity.current()
-    stat = open(f"/proc/{process.pid}/stat").read().rpartition(")")[2].split()  # noqa: SIM115, PTH123
+    stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     RegisteredWorker.objects.create(
         name="mortal",
         hostname=me.hostname,
@@ -87,8 +89,6 @@ def test_who_is_proven_dead_is_followed_at_once(
 
 
 def hold_again(lease: EngineLease) -> Any:
-    from container_manager.models.lease import HeldLease
-
     return HeldLease(lease.engine_id, lease.token)
 
 
