@@ -38,9 +38,14 @@ class Stage:
     on_request: bool = False  # runs only when it is named
 
 
-def _tests(name: str, folder: str, *, database: str = "sqlite", on_request: bool = False) -> Stage:
-    commands = ((*PYTEST, f"tests/{folder}"),)
-    return Stage(name=name, commands=commands, database=database, on_request=on_request)
+def _tests(name: str, folder: str) -> Stage:
+    return Stage(name=name, commands=((*PYTEST, f"tests/{folder}"),))
+
+
+def _database(database: str, *, on_request: bool = False) -> Stage:
+    """The tests of the records. They wait more than they compute; each process has its own database."""
+    command = (*PYTEST, "-n", "4", "tests/db")
+    return Stage(name=f"db-{database}", commands=(command,), database=database, on_request=on_request)
 
 
 def _records_on_postgres() -> Stage:
@@ -67,10 +72,10 @@ STAGES = (
         commands=((f"{HERE}/mypy",), (f"{HERE}/mypy", "-p", "tools"), (f"{HERE}/mypy", "-p", "tests.fault")),
     ),
     _tests("unit", "unit"),
-    _tests("db-sqlite", "db"),
-    _tests("db-postgres", "db", database="postgres"),
-    _tests("db-mariadb", "db", database="mariadb"),
-    _tests("db-mysql", "db", database="mysql", on_request=True),  # it hangs on Debian unstable
+    _database("sqlite"),
+    _database("postgres"),
+    _database("mariadb"),
+    _database("mysql", on_request=True),  # it hangs on Debian unstable
     _tests("contract", "contract"),
     _tests("engine", "engine"),
     _tests("acceptance", "acceptance"),

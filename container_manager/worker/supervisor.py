@@ -57,8 +57,8 @@ from container_manager.worker.messages import (
     Wake,
 )
 from container_manager.worker.recorder import Held, Recorder
+from container_manager.worker.removals import Removals
 from container_manager.worker.seats import Seats
-from container_manager.worker.strays import NotThisDatabase, judge_strays
 from container_manager.worker.upkeep import Upkeep
 
 logger = logging.getLogger("container_manager.worker")
@@ -100,9 +100,7 @@ class Worker:
         self._inbox = Inbox()
         self._recorder = Recorder(self.name, self._settings)
         self._hands = Hands(self._settings, self._inbox)
-        self._removed: list[Key] = []
-        self._stray_notes: dict[Key, str] = {}  # what to put into the record once it is removed
-        self._ended: dict[Key, Held] = {}  # recorded, container not yet removed
+        self._removals = Removals(self._settings, self._recorder)
         self._stop = threading.Event()
         self._due: dict[str, float] = {}
         self._claim_due = True
@@ -147,7 +145,7 @@ class Worker:
             self._wakeup = wakeup.for_database(self._alias, lambda: self._inbox.put(Wake()))
             while not self._stop.is_set():
                 self._turn()
-                if self._draining and not self._hands and not self._ended:
+                if self._draining and not self._hands and not self._removals:
                     break
                 if self._once and self._is_every_due_done():
                     blocked = self._database.attempt(self._what_is_left)
@@ -196,7 +194,7 @@ class Worker:
         self._every("poll", self._poll_interval, self._look_around)
         self._every("hosts", HOSTS_SECONDS, self._mind_hosts)
         self._every("lease", self._settings.LEASE_SECONDS / 4, self._keep_leases)
-        self._every("removed", 0.5, self._store_removed)
+        self._every("removed", 0.5, self._removals.store)
         self._every("upkeep", self._upkeep.seconds, self._upkeep.work)
         self._seats.stand_by()
         for seat in self._seats:
@@ -267,15 +265,13 @@ class Worker:
             case HostDown():
                 self._seats.went_down(message)
             case Strays():
-                self._judge_strays(message)
+                seat = self._seats.get(message.host_id)
+                if seat is not None:
+                    self._removals.clear(message, seat, self._hands.installation)
             case Started():
-                if message.key in self._ended:  # not removed yet; later it is a stray, and judged as one
-                    self._recorder.started_again(message.key, message.at)
+                self._removals.started_again(message)
             case Removed():
-                self._ended.pop(message.key, None)
-                if message.gone:
-                    self._removed.append(message.key)
-                    self._note_stray(message.key)
+                self._removals.came_to_an_end(message)
             case _:
                 held = self._hands.get(message.key)
                 if held is not None:
@@ -327,57 +323,7 @@ class Worker:
         if agent is None:
             return
         agent.forget(held.run)
-        if held.run.container_id and self._settings.IMMEDIATE_CLEANUP:
-            self._ended[held.run.key] = held
-            agent.remove(held.run)
-
-    def _store_removed(self) -> None:
-        if self._removed:
-            self._recorder.removed(self._removed)
-            self._removed = []
-
-    def _judge_strays(self, message: Strays) -> None:
-        seat = self._seats.get(message.host_id)
-        if seat is None or seat.agent is None or seat.tenure is None or not seat.tenure.is_valid():
-            return
-        busy = {held.run.spec.name for held in self._ended.values()}
-        try:
-            strays = judge_strays(
-                [container for container in message.containers if container.name not in busy],
-                installation=self._hands.installation,
-                engine_now=seat.agent.engine_now(),
-                settings=self._settings,
-            )
-        except NotThisDatabase as error:
-            logger.error("nothing is removed on %s: %s", seat.host.name, error)  # noqa: TRY400
-            return
-        useless = [stray for stray in strays if stray.is_useless]
-        limit = self._settings.RECONCILE_LIMIT
-        if len(useless) > limit:
-            logger.warning(
-                "%s has %d stray containers; %d are removed in one pass", seat.host.name, len(useless), limit
-            )
-        dry = self._settings.RECONCILE_DRY_RUN
-        for stray in useless[:limit]:
-            logger.info(
-                "%s the container %s on %s: %s",
-                "would remove" if dry else "removing",
-                stray.container.name,
-                seat.host.name,
-                stray.judgement.why,
-                extra={"job_id": stray.job_id, "docker_host": seat.host.name},
-            )
-            if not dry:
-                key = Key(stray.job_id, stray.attempt)
-                if stray.is_alive and stray.is_known:
-                    self._stray_notes[key] = stray.judgement.why
-                seat.agent.remove_stray(stray.container.container_id, key)
-
-    def _note_stray(self, key: Key) -> None:
-        why = self._stray_notes.get(key)
-        if why is not None:
-            self._recorder.stray_removed(key, why)
-            del self._stray_notes[key]
+        self._removals.begin(held, agent)
 
     # --------------------------------------------------------------------------------------- claims
 
@@ -421,7 +367,7 @@ class Worker:
     # ------------------------------------------------------------------------------------- endings
 
     def _is_every_due_done(self) -> bool:
-        return not self._hands and not self._ended and not self._claim_due and bool(self._due)
+        return not self._hands and not self._removals and not self._claim_due and bool(self._due)
 
     def _what_is_left(self) -> list[str] | None:
         """None: there is work yet. Else what has to be left behind, which is nothing when all is done."""
@@ -457,7 +403,7 @@ class Worker:
         while (message := self._inbox.get(0)) is not None:
             self._last_word(message)
         try:
-            self._store_removed()
+            self._removals.store()
             self._seats.release_leases()
             RegisteredWorker.leave(self.name)
         except (OperationalError, InterfaceError) as error:

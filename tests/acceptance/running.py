@@ -166,7 +166,10 @@ def connect(url: str) -> docker.DockerClient:
 def our_containers(client: docker.DockerClient) -> list[str]:
     """The names of this test's containers that are on the engine, whatever their state."""
     label = f"{LABEL_INSTALLATION}={Installation.current()}"
-    return [str(found.name) for found in client.containers.list(all=True, filters={"label": label})]
+    return [
+        str(found.name)
+        for found in client.containers.list(all=True, ignore_removed=True, filters={"label": label})
+    ]
 
 
 def signal_job(client: docker.DockerClient, job: ContainerJob, name: str) -> None:

@@ -14,8 +14,8 @@ from django.urls import reverse
 from playwright.sync_api import BrowserContext, ConsoleMessage, Error, Page, Request, sync_playwright
 
 from container_manager.core.outcome import Intent
-from container_manager.lifecycle import Usage
 from container_manager.models import ContainerJob, EnvironmentVariableTemplate, ExecutorHost
+from container_manager.records import Usage
 from tests.db.factories import fake_settings, finish_job, make_host, make_job, start_job
 
 pytestmark = [pytest.mark.browser, pytest.mark.django_db(transaction=True)]

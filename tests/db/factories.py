@@ -13,6 +13,7 @@ from container_manager.core.observation import STDERR, STDOUT, ContainerState, L
 from container_manager.core.outcome import Intent, decide
 from container_manager.models import ContainerJob, EngineLease, ExecutionMetadata, ExecutorHost
 from container_manager.models.lease import HeldLease
+from container_manager.records import Chunk, LogState, Usage
 
 WORKER = "worker:test"
 
@@ -70,7 +71,7 @@ def finish_job(
     stderr: bytes = b"",
     oom_killed: bool = False,
     intent: Intent = Intent.NONE,
-    usage: lifecycle.Usage | None = None,
+    usage: Usage | None = None,
     docker_log: str = "exited",
 ) -> ExecutionMetadata:
     """Take a pending job to its end with this output, as its worker would; the lease is given back."""
@@ -93,8 +94,8 @@ def finish_job(
         started_at=execution.started_at,
         finished_at=end,
         worker=WORKER,
-        usage=usage or lifecycle.Usage(),
-        logs=lifecycle.LogState(
+        usage=usage or Usage(),
+        logs=LogState(
             chunk_count=1 if frames else 0,
             cursor=None,
             stdout_bytes=len(stdout),
@@ -104,7 +105,7 @@ def finish_job(
             stdout_text=render(frame for frame in frames if frame.stream == STDOUT),
             stderr_text=render(frame for frame in frames if frame.stream == STDERR),
         ),
-        chunks=[lifecycle.Chunk(0, encode(frames), frames[-1].timestamp_ns)] if frames else [],
+        chunks=[Chunk(0, encode(frames), frames[-1].timestamp_ns)] if frames else [],
         docker_log=docker_log,
     )
     assert stored

@@ -17,7 +17,6 @@ from container_manager.admin.secrets import mask, unmask
 from container_manager.core.environment import REDACTED
 from container_manager.core.inert import inert, inert_line
 from container_manager.core.outcome import Intent
-from container_manager.lifecycle import Usage
 from container_manager.models import (
     ContainerJob,
     EnvironmentVariableTemplate,
@@ -27,6 +26,7 @@ from container_manager.models import (
     JobEvent,
     LogChunk,
 )
+from container_manager.records import Usage
 from container_manager.testing import fake_engine, forget_fake_engines
 from tests.db.factories import fake_settings, finish_job, hold, make_host, make_job, start_job
 

@@ -18,9 +18,9 @@ from container_manager import lifecycle, signals
 from container_manager.core.errors import IllegalTransition, InvalidJob
 from container_manager.core.outcome import ExitReason, Outcome
 from container_manager.core.states import FINAL, Status
-from container_manager.lifecycle import LogState, Usage
 from container_manager.models import ContainerJob, ExecutionMetadata, ExecutorHost, JobEvent
 from container_manager.models.lease import HeldLease
+from container_manager.records import LogState, Usage
 from tests.db.factories import fake_settings, hold, make_host, make_job
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -30,9 +30,9 @@ from container_manager import lifecycle
 from container_manager.core.errors import IllegalTransition, ImageNotFound, LeaseLost
 from container_manager.core.outcome import ExitReason, Outcome
 from container_manager.core.states import ACTIVE, FINAL, MOVES, Status, Transition
-from container_manager.lifecycle import Chunk, LogState, Usage
 from container_manager.models import ContainerJob, EngineLease, ExecutionMetadata, ExecutorHost, JobEvent
 from container_manager.models.lease import HeldLease
+from container_manager.records import Chunk, LogState, Usage
 from tests.db.factories import FAKE_SETTINGS, make_host, make_job
 
 ENGINE = "fake-one"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from container_manager.core.logframes import decode
 from container_manager.core.observation import STDERR, STDOUT, LogCursor, LogFrame
-from container_manager.lifecycle import Chunk, LogState
+from container_manager.records import Chunk, LogState
 from container_manager.worker.logs import CHUNK_BYTES, COLUMN_SECONDS, LOOK_BACK_NS, LogBuffer
 
 SECOND = 1_000_000_000

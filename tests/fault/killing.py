@@ -214,8 +214,7 @@ def _cross_lifecycle() -> None:
 
     verbs = {name for name in dir(Executor) if not name.startswith("_")}
     for name, call in list(vars(lifecycle).items()):
-        ours = inspect.isfunction(call) and call.__module__ == lifecycle.__name__
-        if ours and not name.startswith("_"):
+        if inspect.isfunction(call):
             # The state machine and the seam both have a `start`: the bare name is the verb's.
             point = f"job.{name}" if name in verbs else name
             _replace_everywhere(call, crossing(point, call))

@@ -165,7 +165,9 @@ def test_row_29_container_of_an_image_that_was_made_from_ours(
                 assert (foreign.attrs["State"]["StartedAt"], foreign.attrs["State"]["Pid"]) == before
                 assert left == {name}, "our own container is left behind"
         finally:
-            if foreign is not None and name in {found.name for found in client.containers.list(all=True)}:
+            if foreign is not None and name in {
+                found.name for found in client.containers.list(all=True, ignore_removed=True)
+            }:
                 foreign.remove(force=True)
             client.images.remove(name, force=True)
     assert jobs.ended(job) == ("completed", "success", 0)

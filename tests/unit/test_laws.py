@@ -13,7 +13,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = PROJECT / "container_manager"
-WRITER = PACKAGE / "lifecycle.py"
+WRITER = PACKAGE / "lifecycle"
 
 # What a queryset or manager writes with; each with its asynchronous twin.
 WRITES = {"update", "create", "get_or_create", "update_or_create", "bulk_create", "bulk_update"}
@@ -33,16 +33,15 @@ def test_only_the_lifecycle_writes_the_status() -> None:
     found = [
         f"{path.relative_to(PROJECT)}:{line}: {what}"
         for path in sorted(PACKAGE.rglob("*.py"))
-        if path != WRITER and "migrations" not in path.parts
+        if WRITER not in path.parents and "migrations" not in path.parts
         for line, what in writers_of_status(path.read_text())
     ]
-    assert not found, "only lifecycle.py may write a job's status:\n" + "\n".join(found)
+    assert not found, "only lifecycle/ may write a job's status:\n" + "\n".join(found)
 
 
 def test_the_lifecycle_does_write_it() -> None:
-    assert list(writers_of_status(WRITER.read_text())), (
-        "the scan sees nothing where the writer is: it is blind"
-    )
+    seen = {path.name for path in WRITER.glob("*.py") if list(writers_of_status(path.read_text()))}
+    assert "moves.py" in seen, "the scan sees nothing where the writer is: it is blind"
 
 
 def writers_of_status(source: str) -> Iterator[tuple[int, str]]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from container_manager.core.logframes import decode
 from container_manager.core.logtext import render
 from container_manager.core.observation import STDERR, STDOUT, LogCursor, LogFrame
-from container_manager.lifecycle import Chunk, LogState
+from container_manager.records import Chunk, LogState
 from container_manager.worker.logs import CHUNK_BYTES, LOOK_BACK_NS, LogBuffer
 from tests.unit.worker.frames import START_NS, arrivals, resumed
 
