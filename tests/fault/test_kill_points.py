@@ -34,7 +34,7 @@ from tests.fault.workers import fleet
 
 pytestmark = pytest.mark.timeout(7200 if FULL else 600)
 
-KILLS = int(os.environ.get("CM_KILLS", "") or (10_000 if FULL else 800))
+KILLS = int(os.environ.get("CM_KILLS", "") or (10_000 if FULL else 400))
 SLOTS = 6
 WAITING = 12  # jobs that are kept in the queue
 

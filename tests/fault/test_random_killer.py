@@ -29,7 +29,7 @@ from tests.fault.workers import fleet
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(7200 if FULL else 600)]
 
-KILLS, JOBS = (300, 1000) if FULL else (40, 150)
+KILLS, JOBS = (300, 1000) if FULL else (25, 90)
 WAITING = 15
 SETTINGS: dict[str, Any] = {"LEASE_SECONDS": 1.5, "STOP_GRACE_SECONDS": 0.5, "POLL_INTERVAL": 0.1}
 _FINALS = [status.value for status in FINAL]
