@@ -86,7 +86,8 @@ class HostAgent:
 
     def adopt(self, run: Run) -> None:
         """Take over a run that another worker began: look what has become of it."""
-        run.phase, run.interrupted = Phase.UNCERTAIN, True
+        run.interrupted = True
+        run.become(Phase.UNCERTAIN)
         self._keep(run)
         self._crew.work(self._launcher.resolve, run)
 
@@ -98,8 +99,7 @@ class HostAgent:
         """The run's result is stored; nothing more is to be done for it."""
         with self._lock:
             self._runs.pop(run.spec.name, None)
-        with run.lock:
-            run.phase = Phase.DONE
+        run.become(Phase.DONE)
         for appointment in run.timers:
             appointment.cancel()
 

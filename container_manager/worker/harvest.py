@@ -77,7 +77,7 @@ class Harvester:
         try:
             self._drain(run, seen)
         except BaseException:
-            run.phase = Phase.RUNNING  # the next comparison comes back to it
+            run.become(Phase.RUNNING)  # the next comparison comes back to it
             raise
         self._report(run, seen)
 

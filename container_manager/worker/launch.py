@@ -68,7 +68,8 @@ class Launcher:
         try:
             self._resolve(run)
         finally:
-            run.resolving = False
+            with run.lock:
+                run.resolving = False
 
     def _resolve(self, run: Run) -> None:
         seen = self._link.look(run.name)
@@ -167,8 +168,8 @@ class Launcher:
 
     def _fail(self, run: Run, error: ExecutorError, *, exit_code: int | None = None) -> None:
         run.note(f"launch failed: {error}" + (f" [{error.detail}]" if error.detail else ""))
-        run.phase = Phase.HARVESTING
-        self._inbox.put(LaunchFailed(key=run.key, error=error, exit_code=exit_code, intent=run.intent))
+        if run.become(Phase.HARVESTING):
+            self._inbox.put(LaunchFailed(key=run.key, error=error, exit_code=exit_code, intent=run.intent))
 
     def _exit_code(self, run: Run) -> int | None:
         try:
