@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from container_manager import lifecycle
 from container_manager.core.errors import EngineFault, HostFault, HostTimeout
+from container_manager.core.observation import HostFacts
 from container_manager.core.spec import ContainerSpec
 from container_manager.models import (
     ContainerJob,
@@ -169,6 +170,23 @@ def test_an_end_without_an_event_is_found_by_the_comparison(
     job.refresh_from_db()
     assert (job.status, job.exit_code) == ("completed", 0)
     assert engine.events == []
+
+
+def test_a_host_whose_driver_fails_at_the_probe_is_down_with_that_text_and_comes_back(
+    engine: FakeEngine, host: ExecutorHost, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def health(self: FakeExecutor) -> HostFacts:
+        raise ValueError("an odd answer")
+
+    monkeypatch.setattr("container_manager.worker.hosts.PROBE_AGAIN_SECONDS", 0.1)
+    with monkeypatch.context() as driver, working():
+        driver.setattr(FakeExecutor, "health", health)
+        job = make_job()
+        until(lambda: ExecutorHost.objects.get().health == "unreachable", "the host to be known as down")
+        assert "an odd answer" in ExecutorHost.objects.get().health_error
+        driver.undo()
+        until_status(job, "completed")
+    assert "Traceback" in caplog.text
 
 
 # ------------------------------------------------------------------------------------ a hand from outside
