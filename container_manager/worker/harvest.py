@@ -115,6 +115,7 @@ class Harvester:
         try:
             run.logs.complete = self._read(run, follow=False) and self._is_whole(run)
         except ContainerGone:
+            self._link.ask()  # raises where it is another engine that knows nothing of it
             run.note("logs: the container was removed before its log was read to the end")
         except HostFault as error:
             # It answered the look just before: what fails again and again is this log, not the host.
