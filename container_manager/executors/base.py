@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -151,6 +152,14 @@ class Executor(ABC):
         """
         del container_id
         return None
+
+    @contextmanager
+    def anew(self) -> Iterator[Executor]:
+        """The same host by connections made from now on, to the end of the block.
+
+        A kept one may lead to an engine that the host's address has left: whoever keeps some overrides this.
+        """
+        yield self
 
     @abstractmethod
     def close(self) -> None:

@@ -86,7 +86,8 @@ class HostAgent:
 
     def adopt(self, run: Run) -> None:
         """Take over a run that another worker began: look what has become of it."""
-        run.phase, run.interrupted = Phase.UNCERTAIN, True
+        run.interrupted = True
+        run.become(Phase.UNCERTAIN)
         self._keep(run)
         self._crew.work(self._launcher.resolve, run)
 
@@ -98,8 +99,7 @@ class HostAgent:
         """The run's result is stored; nothing more is to be done for it."""
         with self._lock:
             self._runs.pop(run.spec.name, None)
-        with run.lock:
-            run.phase = Phase.DONE
+        run.become(Phase.DONE)
         for appointment in run.timers:
             appointment.cancel()
 
@@ -138,7 +138,7 @@ class HostAgent:
         stopping = self._crew.stopping
         while not stopping.is_set():
             try:
-                for event in self._executor.watch(self._installation, stopping):
+                for event in self._executor.watch(self._installation, self._link.begin()):
                     self._heed(event)
                     failures = 0
                 error: ExecutorError = HostFault("the engine closed the event stream")
@@ -153,7 +153,7 @@ class HostAgent:
                 return
             for run in self._all():
                 run.interrupted = True
-            self._inbox.put(HostDown(host_id=self._host_id, error=error))
+            self._inbox.put(HostDown(host_id=self._host_id, error=self._link.mismatch or error))
             stopping.wait(RECONNECT_SECONDS[min(failures, len(RECONNECT_SECONDS) - 1)])
             failures += 1
 

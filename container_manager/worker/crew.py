@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from container_manager.core.errors import ExecutorError
 from container_manager.worker.timer import Appointment, Timer
@@ -16,29 +17,87 @@ logger = logging.getLogger("container_manager.worker")
 HARVEST_THREADS = 6
 
 
+class Pool:
+    """Up to `size` threads, made when they are needed, that make calls in the order in which they came.
+
+    Not those of `concurrent.futures`: the interpreter waits for these at its exit, and for every call that is
+    still queued, so that a worker beside an engine that hangs would outlive its grace by minutes.
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name = name
+        self._size = size
+        self._calls: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+        self._closed = False
+
+    def submit(self, call: Callable[[], None]) -> None:
+        """Have a call made; it must not raise. Closed: it is dropped."""
+        with self._changed:
+            if self._closed:
+                return
+            self._calls.append(call)
+            if len(self._calls) > self._idle and len(self._threads) < self._size:
+                name = f"{self._name}-{len(self._threads)}"
+                thread = threading.Thread(target=self._work, name=name, daemon=True)
+                thread.start()
+                self._threads.append(thread)
+            else:
+                self._changed.notify()
+
+    def close(self, *, forget: bool) -> None:
+        """Take no more, and `forget` what is queued; a thread without a call ends."""
+        with self._changed:
+            self._closed = True
+            if forget:
+                self._calls.clear()
+            self._changed.notify_all()
+
+    def join(self, deadline: float) -> None:
+        """Wait until `deadline` (monotonic) for the calls; those that did not begin by then never do."""
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self.close(forget=True)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._idle += 1
+                while not self._calls and not self._closed:
+                    self._changed.wait()
+                self._idle -= 1
+                if not self._calls:
+                    return
+                call = self._calls.popleft()
+            call()
+            del call  # and what it holds
+
+
 class Crew:
     """Two pools, so that slow launches do not hold up ends; a thread for comparisons; a timer."""
 
     def __init__(self, name: str, *, launch_threads: int) -> None:
         self.name = name
         self.stopping = threading.Event()
-        self._launchers = ThreadPoolExecutor(launch_threads, thread_name_prefix=f"{name}-launch")
-        self._workers = ThreadPoolExecutor(HARVEST_THREADS, thread_name_prefix=f"{name}-work")
+        self._launchers = Pool(f"{name}-launch", launch_threads)
+        self._workers = Pool(f"{name}-work", HARVEST_THREADS)
         # On a thread of its own: how long it takes is what tells a slow engine from a busy worker.
-        self._comparer = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-compare")
+        self._comparer = Pool(f"{name}-compare", 1)
         self._timer = Timer(f"{name}-timer")
 
     def launch(self, call: Callable[..., None], *args: object) -> None:
         """Have a launch made."""
-        self._submit(self._launchers, call, args)
+        self._launchers.submit(partial(self.guarded(call), *args))
 
     def work(self, call: Callable[..., None], *args: object) -> None:
         """Have any other call made."""
-        self._submit(self._workers, call, args)
+        self._workers.submit(partial(self.guarded(call), *args))
 
     def compare(self, call: Callable[[], None]) -> None:
         """Have a comparison made."""
-        self._submit(self._comparer, call, ())
+        self._comparer.submit(self.guarded(call))
 
     def at(self, moment: float, call: Callable[..., None], *args: object) -> Appointment:
         """Have a call made by a worker at a time of the monotonic clock, or at once if that has passed."""
@@ -53,18 +112,17 @@ class Crew:
         self._timer.after(seconds, call)
 
     def close(self, deadline: float) -> None:
-        """Take no more; wait until `deadline` (monotonic) for calls in flight."""
+        """Take no more; wait until `deadline` (monotonic) for calls in flight, and for queued ends."""
         self.stopping.set()
         self._timer.close()
-        for pool in (self._launchers, self._workers, self._comparer):
-            pool.shutdown(wait=False, cancel_futures=pool is self._launchers)
-        prefixes = tuple(f"{self.name}-{kind}" for kind in ("launch", "work", "compare"))
-        for thread in threading.enumerate():
-            if thread.name.startswith(prefixes):
-                thread.join(max(0.0, deadline - time.monotonic()))
+        pools = (self._launchers, self._workers, self._comparer)
+        for pool in pools:
+            pool.close(forget=pool is self._launchers)
+        for pool in pools:
+            pool.join(deadline)
 
     def guarded(self, call: Callable[..., None]) -> Callable[..., None]:
-        """Log what would otherwise vanish with the thread; a host's fault is its state, not a surprise."""
+        """Log what would otherwise vanish, or end the thread; a host's fault is its state, not a surprise."""
 
         def guarded(*args: object) -> None:
             try:
@@ -73,13 +131,5 @@ class Crew:
                 logger.info("%s: %s: %s", self.name, call.__name__.strip("_"), error)
             except BaseException:
                 logger.exception("%s: %s failed", self.name, call.__name__.strip("_"))
-                raise
 
         return guarded
-
-    def _submit(self, pool: ThreadPoolExecutor, call: Callable[..., None], args: tuple[object, ...]) -> None:
-        try:
-            pool.submit(self.guarded(call), *args)
-        except RuntimeError:
-            if not self.stopping.is_set():
-                raise

@@ -77,7 +77,7 @@ class Harvester:
         try:
             self._drain(run, seen)
         except BaseException:
-            run.phase = Phase.RUNNING  # the next comparison comes back to it
+            run.become(Phase.RUNNING)  # the next comparison comes back to it
             raise
         self._report(run, seen)
 
@@ -115,6 +115,7 @@ class Harvester:
         try:
             run.logs.complete = self._read(run, follow=False) and self._is_whole(run)
         except ContainerGone:
+            self._link.ask()  # raises where it is another engine that knows nothing of it
             run.note("logs: the container was removed before its log was read to the end")
         except HostFault as error:
             # It answered the look just before: what fails again and again is this log, not the host.

@@ -154,5 +154,11 @@ class HostSeat:
             facts = executor.health()
         except HostFault as error:
             self._inbox.put(HostDown(host_id=self.host.pk, error=error))
+        except Exception as mistake:
+            # The driver's: the host stays away until it can be asked, and its row says why.
+            fault = HostFault(f"the host could not be asked how it is: {mistake!r}")
+            if str(fault) != self.problem:  # else it would be told with each probe
+                logger.exception("host %s: the probe failed", self.host.name)
+            self._inbox.put(HostDown(host_id=self.host.pk, error=fault))
         else:
             self._inbox.put(HostUp(host_id=self.host.pk, facts=facts))

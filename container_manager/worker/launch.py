@@ -7,11 +7,13 @@ from datetime import datetime
 from typing import Protocol
 
 from container_manager.core.errors import (
+    ContainerGone,
     CreateFailed,
     ExecutorError,
     HostFault,
     ImageNotFound,
     JobFault,
+    NetworkNotFound,
     NeverStarted,
 )
 from container_manager.core.observation import ALIVE, ContainerState, ImageFacts
@@ -27,6 +29,8 @@ from container_manager.worker.stopping import Stopper
 CONNECT_PATIENCE_SECONDS = 2.0
 #: How soon we look what became of a start whose answer got lost.
 LOOK_AGAIN_SECONDS = 0.5
+#: What an engine that is not ours would say to a launch.
+ABSENCES = (ImageNotFound, NetworkNotFound, ContainerGone)
 
 
 class Fence(Protocol):
@@ -68,7 +72,8 @@ class Launcher:
         try:
             self._resolve(run)
         finally:
-            run.resolving = False
+            with run.lock:
+                run.resolving = False
 
     def _resolve(self, run: Run) -> None:
         seen = self._link.look(run.name)
@@ -78,7 +83,9 @@ class Launcher:
         unstarted = seen.state is ContainerState.CREATED and not seen.ever_started and not seen.error
         if unstarted or (seen.state is ContainerState.NOT_FOUND and not run.ever_running):
             # A start of somebody else's may be on its way yet: the engine decides which of us comes first.
-            if self._executor.withdraw(run.name):
+            with self._link.surely() as executor:
+                is_withdrawn = executor.withdraw(run.name)
+            if is_withdrawn:
                 what = "created and never started" if unstarted else "never created"
                 kind = HostFault if run.start_failed else NeverStarted
                 self._fail(run, kind(f"the container was {what}; the job is given back"))
@@ -110,7 +117,7 @@ class Launcher:
             run.container_id = self._create(run)
             run.note(f"create: container {run.container_id[:12]} named {run.spec.name}")
         except ExecutorError as error:
-            self._fail(run, error)
+            self._fail(run, self._borne_out(error))
             return
         if self._given_up(run, created=True):
             return
@@ -127,7 +134,7 @@ class Launcher:
             return
         except JobFault as error:
             run.note(f"start: refused: {error.detail or error}")
-            self._fail(run, error, exit_code=self._exit_code(run))
+            self._fail(run, self._borne_out(error), exit_code=self._exit_code(run))
             return
         if self._is_running_now(run, image, self._link.engine_now()):
             self._look_after(run)
@@ -167,8 +174,17 @@ class Launcher:
 
     def _fail(self, run: Run, error: ExecutorError, *, exit_code: int | None = None) -> None:
         run.note(f"launch failed: {error}" + (f" [{error.detail}]" if error.detail else ""))
-        run.phase = Phase.HARVESTING
-        self._inbox.put(LaunchFailed(key=run.key, error=error, exit_code=exit_code, intent=run.intent))
+        if run.become(Phase.HARVESTING):
+            self._inbox.put(LaunchFailed(key=run.key, error=error, exit_code=exit_code, intent=run.intent))
+
+    def _borne_out(self, error: ExecutorError) -> ExecutorError:
+        """The error itself, unless it is that something is not there and another engine said so."""
+        if isinstance(error, ABSENCES):
+            try:
+                self._link.ask()
+            except HostFault as fault:
+                return fault
+        return error
 
     def _exit_code(self, run: Run) -> int | None:
         try:

@@ -72,6 +72,14 @@ class Run:
         """Whether a thread reads the container's log as it grows."""
         return self.follower is not None and self.follower.is_alive()
 
+    def become(self, phase: Phase) -> bool:
+        """Go on to a phase; False where the run is over, which it stays."""
+        with self.lock:
+            if self.phase is Phase.DONE:
+                return False
+            self.phase = phase
+            return True
+
     def note(self, text: str, at: datetime | None = None) -> None:
         """Add a line to what the engine did and said."""
         moment = (at or datetime.now(UTC)).astimezone(UTC)

@@ -49,17 +49,25 @@ class Sampler:
                 continue
             began = time.monotonic()
             try:
-                sample = self._executor.usage(run.name)
-            except HostFault as error:
-                logger.debug("no usage sample of %s: %s", run.spec.name, error)
-                sample = None
-            run.sampled_at = time.monotonic()
-            run.asked += 1
-            if sample is not None:
-                run.take_sample(sample)
+                self._sample(run)
+            except Exception:
+                # What an engine says of one container must not end the samples of all others.
+                logger.exception("no usage sample of %s", run.spec.name)
             newcomer = self._next()
             if newcomer is None or newcomer.asked > 0:
                 self._stop.wait(max(0.0, self._interval - (time.monotonic() - began)))
+
+    def _sample(self, run: Run) -> None:
+        try:
+            sample = self._executor.usage(run.name)
+        except HostFault as error:
+            logger.debug("no usage sample of %s: %s", run.spec.name, error)
+            sample = None
+        finally:
+            run.sampled_at = time.monotonic()
+            run.asked += 1
+        if sample is not None:
+            run.take_sample(sample)
 
     def _next(self) -> Run | None:
         ripe = time.monotonic() - FIRST_SAMPLE_SECONDS

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +13,15 @@ import pytest
 from django.utils import timezone
 
 from container_manager import lifecycle
-from container_manager.core.errors import EngineFault, HostFault, HostTimeout
+from container_manager.core.errors import (
+    EngineFault,
+    ExecutorError,
+    HostFault,
+    HostTimeout,
+    ImageNotFound,
+    NetworkNotFound,
+)
+from container_manager.core.observation import HostFacts
 from container_manager.core.spec import ContainerSpec
 from container_manager.models import (
     ContainerJob,
@@ -160,6 +169,75 @@ def test_an_engine_that_was_stopped_under_the_job_is_named(engine: FakeEngine, h
     assert (job.exit_reason, job.exit_code) == ("engine_stopped", 137)
 
 
+@contextmanager
+def another_engine_at_the_address(engine: FakeEngine) -> Iterator[None]:
+    """Calls reach an engine that knows of nothing, while the stream of events to the right one stands."""
+    with engine.changed:
+        containers, own_id = dict(engine.containers), engine.engine_id
+        engine.engine_id = "fake-another"
+        engine.containers.clear()
+    yield
+    with engine.changed:
+        engine.engine_id = own_id
+        engine.containers.update(containers)
+
+
+def test_a_stream_that_stands_does_not_let_another_engine_end_a_job(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    engine.default = held_run(b"so far\n")
+    with working():
+        job = until_status(make_job(), "running")
+        with another_engine_at_the_address(engine):
+            until(lambda: ExecutorHost.objects.get().health == "mismatched", "the other one to be noticed")
+            assert until_status(job, "running")
+        until(lambda: ExecutorHost.objects.get().health == "healthy", "the host to be back")
+        engine.finish(job.container_name, 3)
+        until_status(job, "failed")
+    assert (job.exit_reason, job.exit_code, stored(job)) == ("application_error", 3, b"so far\n")
+
+
+def test_another_engine_behind_a_stream_that_stands_loses_the_host(
+    engine: FakeEngine, host: ExecutorHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("container_manager.worker.supervisor.HOSTS_SECONDS", 0.1)
+    monkeypatch.setattr("container_manager.worker.upkeep.MISMATCH_SECONDS", 0.5)
+    engine.default = held_run()
+    with working():
+        job = until_status(make_job(), "running")
+        with another_engine_at_the_address(engine):
+            until_status(job, "failed")
+    assert job.exit_reason == "host_lost"
+    assert "fake-another" in job.exit_message
+
+
+@pytest.mark.parametrize(("verb", "error"), [("pull", ImageNotFound), ("create", NetworkNotFound)])
+def test_what_another_engine_does_not_have_ends_no_job(
+    engine: FakeEngine,
+    host: ExecutorHost,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    error: type[ExecutorError],
+) -> None:
+    real = getattr(FakeExecutor, verb)
+    asked = []
+
+    def moved(self: FakeExecutor, *args: Any, **kwargs: Any) -> Any:
+        if not asked:
+            asked.append(verb)
+            engine.engine_id = "fake-another"
+            raise error("there is no such thing")
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(FakeExecutor, verb, moved)
+    with working():
+        job = make_job()
+        until(lambda: ExecutorHost.objects.get().health == "mismatched", "the other one to be noticed")
+        engine.engine_id = "fake-one"
+        until_status(job, "completed")
+    assert job.attempt == 2
+
+
 def test_an_end_without_an_event_is_found_by_the_comparison(
     engine: FakeEngine, host: ExecutorHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +247,23 @@ def test_an_end_without_an_event_is_found_by_the_comparison(
     job.refresh_from_db()
     assert (job.status, job.exit_code) == ("completed", 0)
     assert engine.events == []
+
+
+def test_a_host_whose_driver_fails_at_the_probe_is_down_with_that_text_and_comes_back(
+    engine: FakeEngine, host: ExecutorHost, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def health(self: FakeExecutor) -> HostFacts:
+        raise ValueError("an odd answer")
+
+    monkeypatch.setattr("container_manager.worker.hosts.PROBE_AGAIN_SECONDS", 0.1)
+    with monkeypatch.context() as driver, working():
+        driver.setattr(FakeExecutor, "health", health)
+        job = make_job()
+        until(lambda: ExecutorHost.objects.get().health == "unreachable", "the host to be known as down")
+        assert "an odd answer" in ExecutorHost.objects.get().health_error
+        driver.undo()
+        until_status(job, "completed")
+    assert "Traceback" in caplog.text
 
 
 # ------------------------------------------------------------------------------------ a hand from outside

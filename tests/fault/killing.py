@@ -14,6 +14,7 @@ these places has a name; passing one is a crossing. README.md beside this file l
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import os
@@ -23,7 +24,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from types import ModuleType
@@ -152,14 +153,22 @@ def under_fire(inner: type[Executor]) -> type[Executor]:
         Executor.__init__(self, config)
         self.inner = inner(config)
 
+    @contextmanager
+    def anew(self: Any) -> Iterator[Any]:
+        with self.inner.anew() as other:
+            under_fire_too = copy.copy(self)
+            under_fire_too.inner = other
+            yield under_fire_too
+
     body: dict[str, Any] = {
         "__init__": begin,
         "__doc__": f"{inner.__name__}, with kill points around its verbs.",
         "capabilities": inner.capabilities,
+        "anew": anew,
     }
     for name in dir(inner):
         method = getattr(inner, name)
-        if not name.startswith("_") and inspect.isfunction(method):
+        if name not in body and not name.startswith("_") and inspect.isfunction(method):
             body[name] = _stream(name) if inspect.isgeneratorfunction(method) else _verb_of(name)
     return type(f"{inner.__name__}UnderFire", (Executor,), body)
 

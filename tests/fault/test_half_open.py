@@ -114,7 +114,10 @@ def test_row_17_worker_stops_in_time_beside_a_host_that_hangs(
             until_says(job, "line 3\n")
             main = harm.main_process(harm.container_of(client, job))
             with harm.frozen(engine):
-                jobs.make(host, "true").cancel()
+                launched = jobs.make(host, "true")
+                until_status(launched, "launching")
+                # By then a launch and a comparison hang, each for the minute that a call may take.
+                harm.until_health(host, "unreachable", seconds=NOTICED_SECONDS)
                 process.terminate()
                 began = time.monotonic()
                 process.wait(60)
@@ -125,6 +128,8 @@ def test_row_17_worker_stops_in_time_beside_a_host_that_hangs(
         with harm.worker(child_environment):
             main.signal(signal.SIGUSR1)
             until_status(job, "completed")
+            until_status(launched, "completed")
             harm.nothing_left(client)
     jobs.ended_once(job)
+    jobs.ended_once(launched)
     jobs.lines_are_whole(job)

@@ -125,6 +125,11 @@ class Connection:
         client.api.trust_env = False
         return client
 
+    def renew(self) -> None:
+        """Keep no connection from before: the address may lead to another engine by now."""
+        self._calls.close()
+        self._long.close()
+
     def close(self) -> None:
         """End every open stream, and free the connections."""
         with self._lock:

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
@@ -137,6 +138,7 @@ class DockerExecutor(Executor):
             "label": [f"{LABEL_INSTALLATION}={installation}"],
             "event": translate.EVENT_NAMES,
         }
+        self._connection.renew()  # whoever watches anew has lost sight of the engine
         try:
             stream = self._connection.stream("GET", "/events", params={"filters": json.dumps(filters)})
         except Refused as refused:
@@ -241,6 +243,12 @@ class DockerExecutor(Executor):
         """By its events. It keeps only the last ones: others may have pushed some of a container's out."""
         starts = self._remembered({"container": [container_id], "event": ["start"]})
         return None if starts < 2 and self._remembered({}) >= FULL_MEMORY_EVENTS else starts
+
+    @contextmanager
+    def anew(self) -> Iterator[Executor]:
+        """See `Executor.anew`."""
+        with closing(DockerExecutor(self.config)) as other:
+            yield other
 
     def close(self) -> None:
         """See `Executor.close`."""

@@ -56,7 +56,7 @@ Route = Callable[[Answer], None]
 class StubEngine:
     """Routes by method and path without the version; everything that was asked, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.routes: dict[str, Route] = {"GET /version": lambda answer: answer.json(200, VERSION)}
         self.asked: list[str] = []
         self.released = threading.Event()  # for routes that keep a client waiting
@@ -81,10 +81,16 @@ class StubEngine:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
                 """Nothing on stderr."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
-        self.address = f"tcp://127.0.0.1:{self._server.server_address[1]}"
+        self.port = int(self._server.server_address[1])
+        self.address = f"tcp://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+
+    def lose_address(self) -> None:
+        """Whoever connects from now on does not come here; connections that were kept are answered."""
+        self._server.shutdown()
+        self._server.socket.close()
 
     @contextmanager
     def serving(self) -> Iterator[StubEngine]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -132,6 +133,25 @@ def test_a_host_that_does_not_answer_costs_a_turn_and_no_sample(
         assert executor.asked.get(timeout=10) == "a"
     assert run.samples == 0
     assert run.usage(STARTED).max_memory_bytes is None, "unknown is not zero"
+
+
+def test_an_answer_that_breaks_the_driver_is_told_and_the_next_sample_is_taken(
+    executor: Asked, sampling: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = [AttributeError("odd stats")]
+
+    def answer() -> UsageSample | None:
+        if odd:
+            raise odd.pop()
+        return sample()
+
+    executor.answer = answer
+    runs = a_run("a"), a_run("b")
+    with caplog.at_level(logging.ERROR, logger="container_manager.worker"):
+        sampling(*runs)
+        assert [executor.asked.get(timeout=10) for _ in range(3)] == ["a", "b", "a"]
+    assert "odd stats" in caplog.text
+    assert runs[1].samples > 0
 
 
 class TestWhatSamplesSay:
