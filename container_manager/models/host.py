@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
-from django.db import models
+from django.db import models, router
 from django.utils import timezone
 
 from container_manager import signals
@@ -161,7 +161,7 @@ class ExecutorHost(models.Model):
         except HostMismatch as error:
             self.record_down(error)
             raise
-        self.engine_id, self.engine_version = facts.engine_id, facts.engine_version
+        self.engine_version = facts.engine_version
         self.cpus, self.memory_bytes = facts.cpus, facts.memory_bytes
         self.response_seconds = facts.response_seconds
         self.facts = {
@@ -169,24 +169,46 @@ class ExecutorHost(models.Model):
             "api_version": facts.api_version,
             "user_namespaces": facts.user_namespaces,
         }
-        # By queries: the row may have been deleted meanwhile, which is no error of the host's.
-        ExecutorHost.objects.filter(pk=self.pk).update(
-            engine_id=self.engine_id,
+        # By queries: the row may have been deleted or bound anew meanwhile, which is no error of the host's.
+        stored = self._row().filter(engine_id=facts.engine_id)
+        if stored.update(
             engine_version=self.engine_version,
             cpus=self.cpus,
             memory_bytes=self.memory_bytes,
             response_seconds=self.response_seconds,
             facts=self.facts,
-        )
-        self._store_health(self.Health.HEALTHY, "")
+        ):
+            self._store_health(self.Health.HEALTHY, "")
 
     def bind(self, facts: HostFacts) -> None:
-        """See that it is the engine that this row is bound to. Raises HostMismatch; nothing is stored."""
-        if self.engine_id and self.engine_id != facts.engine_id:
+        """See that it is the engine that this row is bound to; the first one that is met binds it, for good.
+
+        Raises HostMismatch. The row decides, not our copy of it: two workers may meet two engines at what is
+        one address to us, and if both were believed, each would look for the other's jobs on its own engine.
+        """
+        if not self.engine_id:
+            free = self._row().filter(engine_id__in=["", facts.engine_id])
+            if not free.update(engine_id=facts.engine_id):
+                self._see_who_was_first()
+            self.engine_id = self.engine_id or facts.engine_id
+        if self.engine_id != facts.engine_id:
             raise HostMismatch(
                 f"engine {facts.engine_id} answers at {self.connection_string}, but this host is bound to "
                 f"{self.engine_id}. If the machine was replaced on purpose, register it as a new host."
             )
+
+    def _see_who_was_first(self) -> None:
+        """Take over to whom the row is bound; of one that was deleted nothing is known."""
+        columns = ("engine_id", "executor_type", "connection_string")
+        stored = self._rows().filter(pk=self.pk).values_list(*columns).first()
+        if stored is None:
+            return
+        engine_id, *address = stored
+        if address != [self.executor_type, self.connection_string]:
+            raise HostMismatch(
+                f"the host {self.name!r} has another address now than {self.connection_string}"
+            )
+        self.engine_id = engine_id
 
     def record_down(self, error: ExecutorError) -> None:
         """Store that a health call failed, and how."""
@@ -196,7 +218,7 @@ class ExecutorHost(models.Model):
     def _store_health(self, health: Health, error: str) -> None:
         previous, self.health = self.health, health
         self.health_error, self.health_checked_at = error, timezone.now()
-        row = ExecutorHost.objects.filter(pk=self.pk)
+        row = self._row()
         # Another process may have seen the change first, and then said since when.
         row.exclude(health=health).update(health=health, health_since=Now())
         row.update(health_error=error, health_checked_at=self.health_checked_at)
@@ -209,6 +231,17 @@ class ExecutorHost(models.Model):
                     logger.error(
                         "a signal receiver failed for host %s: %r", self.name, receiver, exc_info=answer
                     )
+
+    def _row(self) -> models.QuerySet[ExecutorHost]:
+        """The stored row, while it has our address: what was seen at another one says nothing about it."""
+        return self._rows().filter(
+            pk=self.pk, executor_type=self.executor_type, connection_string=self.connection_string
+        )
+
+    @classmethod
+    def _rows(cls) -> models.QuerySet[ExecutorHost]:
+        """All hosts, where they are written: a replica may not know yet who was first."""
+        return cls.objects.using(router.db_for_write(cls))
 
 
 def _is_timeout(value: object) -> bool:

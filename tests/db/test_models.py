@@ -141,6 +141,48 @@ def _as_dict(facts: HostFacts) -> dict[str, Any]:
     return {name: getattr(facts, name) for name in HostFacts.__slots__}
 
 
+def _facts_of(engine_id: str) -> HostFacts:
+    return HostFacts(**{**_as_dict(FACTS), "engine_id": engine_id})
+
+
+def test_of_two_that_meet_a_host_first_one_binds_it() -> None:
+    """From two machines the same address may be two engines, and a slow answer is as good as a quick one."""
+    make_host()
+    quick, slow = ExecutorHost.objects.get(), ExecutorHost.objects.get()
+    quick.record_up(_facts_of("e1"))
+    slow.bind(_facts_of("e1"))  # the same engine: both are right
+    late = ExecutorHost(pk=quick.pk, name="one", executor_type="fake", connection_string="fake://one")
+    with pytest.raises(HostMismatch, match=r"engine e2 answers .* bound to e1"):
+        late.bind(_facts_of("e2"))
+    assert late.engine_id == "e1"
+    row = ExecutorHost.objects.get()
+    assert (row.engine_id, row.health) == ("e1", "healthy")
+
+
+def test_an_answer_from_the_old_address_does_not_bind_the_new_one() -> None:
+    host = make_host()
+    ExecutorHost.objects.update(connection_string="fake://moved")
+    with pytest.raises(HostMismatch, match="has another address now"):
+        host.record_up(FACTS)
+    row = ExecutorHost.objects.get()
+    assert (row.engine_id, row.health) == ("", "unknown")
+
+
+def test_facts_of_an_engine_that_a_row_has_left_are_not_its_facts() -> None:
+    host = make_host()
+    host.record_up(FACTS)
+    ExecutorHost.objects.update(engine_id="e2", cpus=64)
+    host.record_up(FACTS)
+    assert ExecutorHost.objects.get().cpus == 64
+
+
+def test_the_facts_of_a_host_that_was_deleted_are_nobodys() -> None:
+    host = make_host()
+    ExecutorHost.objects.all().delete()
+    host.record_up(FACTS)
+    assert not ExecutorHost.objects.exists()
+
+
 def test_recording_health_keeps_what_others_changed() -> None:
     host = make_host()
     ExecutorHost.objects.update(weight=7, is_active=False)
