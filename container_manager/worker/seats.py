@@ -71,7 +71,7 @@ class Seats:
             seat = self._seats.get(pk)
             if seat is None:
                 self._seats[pk] = HostSeat(host, self._inbox)
-            elif host.as_config() != seat.host.as_config() or host.engine_id != seat.host.engine_id:
+            elif not host.is_reached_like(seat.host) or host.engine_id != seat.host.engine_id:
                 self._empty(pk, seat)
             else:
                 for name in ("max_concurrent_jobs", "weight", "is_active"):
