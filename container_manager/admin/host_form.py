@@ -26,7 +26,7 @@ class HostForm(_Base):
         required=False,
         widget=forms.Textarea(attrs={"rows": 6, "class": "vLargeTextField cm-code", "spellcheck": "false"}),
         help_text=(
-            'A JSON object, such as {"timeout": 60, "allowed_registries": ["registry.example.com"]}. Secrets '
+            'A JSON object, such as {"timeout": 60, "pull_silence_seconds": 300}. Secrets '
             f"are shown as {REDACTED}: leave one as it is to keep it."
         ),
     )

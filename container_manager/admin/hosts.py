@@ -8,7 +8,7 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.db import transaction
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Count, QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
@@ -28,16 +28,15 @@ from container_manager.admin.host_form import HostForm
 from container_manager.admin.secrets import mask
 from container_manager.core.errors import ConfigurationError
 from container_manager.core.inert import inert
-from container_manager.core.states import ACTIVE, Status
 from container_manager.executors.factory import HostExecutor
 from container_manager.executors.registry import open_executor
 from container_manager.models import ContainerJob, EngineLease, ExecutorHost
+from container_manager.models.admission import with_load
 
 #: Longest wait of a page for one answer of an engine, whatever the worker's patience is.
 TEST_SECONDS = 5.0
 
 _TLS = ["tls_enabled", "tls_verify", "tls_ca_cert", "tls_client_cert", "tls_client_key"]
-_JOBS_UNDER_WAY = Q(jobs__status__in=[str(status) for status in ACTIVE])
 
 
 @admin.register(ExecutorHost)
@@ -59,10 +58,7 @@ class HostAdmin(PageAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[ExecutorHost]:
         """Hosts with their load."""
         found: QuerySet[ExecutorHost] = super().get_queryset(request)
-        return found.annotate(
-            used_slots=Count("jobs", filter=_JOBS_UNDER_WAY),
-            queued_jobs=Count("jobs", filter=Q(jobs__status=str(Status.PENDING))),
-        )
+        return with_load(found)
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         """Health first; the address and its secrets in the shape that fits the reader's rights."""

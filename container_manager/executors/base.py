@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ from container_manager.core.observation import (
     UsageSample,
 )
 from container_manager.core.spec import ContainerSpec
+from container_manager.executors.options import Check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,8 @@ class Executor(ABC):
     """One host, reached. Safe to call from many threads at once."""
 
     capabilities: ClassVar[Capabilities]
+    #: The keys of `HostConfig.options` that this driver reads beside the common ones; any other is refused.
+    option_checks: ClassVar[Mapping[str, Check]] = {}
 
     def __init__(self, config: HostConfig) -> None:
         self.config = config

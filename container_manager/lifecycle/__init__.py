@@ -6,7 +6,16 @@ matches no row means that somebody else was faster; the function then writes not
 Signals go out after the commit.
 """
 
-from container_manager.lifecycle.attempts import adopt, finish, note, refuse, release, start, store_logs
+from container_manager.lifecycle.attempts import (
+    adopt,
+    adopt_stranded,
+    finish,
+    note,
+    refuse,
+    release,
+    start,
+    store_logs,
+)
 from container_manager.lifecycle.callers import change, create, create_many, request_cancel
 from container_manager.lifecycle.moves import WAKE_CHANNEL, wake
 from container_manager.lifecycle.queue import admit_due, claim, deadline_left, expire_waiting
@@ -15,6 +24,7 @@ __all__ = [
     "WAKE_CHANNEL",
     "admit_due",
     "adopt",
+    "adopt_stranded",
     "change",
     "claim",
     "create",

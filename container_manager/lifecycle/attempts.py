@@ -5,12 +5,12 @@ All but `note` begin with the fence, which locks the worker's lease or raises Le
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
 from django.db import transaction
-from django.db.models import QuerySet, TextField, Value
+from django.db.models import F, QuerySet, TextField, Value
 from django.db.models.functions import Concat
 from django.utils import timezone
 
@@ -216,29 +216,65 @@ def refuse(
 def adopt(
     lease: HeldLease, host: ExecutorHost, *, worker: str, held: Collection[tuple[Any, int]] = ()
 ) -> list[tuple[ContainerJob, ExecutionMetadata]]:
-    """Take every active job of this engine that is not in our hands, whoever had it before.
+    """Take every active attempt at this host and engine that is not in our hands, whoever had it before.
 
     `held`: the (id, attempt) of those that are. The others were left by another worker, or by ourselves when
     the answer to a commit got lost. Raises LeaseLost.
     """
     with transaction.atomic(using=alias()):
         EngineLease.fence(lease)
-        active: QuerySet[ContainerJob] = all_jobs().filter(docker_host=host, status__in=_ACTIVE)
-        known = set(held)
-        missing = [key for key in active.values_list("pk", "attempt") if key not in known]
-        pairs = []
-        wanted = active.filter(pk__in=[pk for pk, _ in missing]).select_related("docker_host")
-        for job in wanted.defer("stdout_log", "stderr_log").order_by("created_at"):
-            rows = active.filter(pk=job.pk, status=job.status, attempt=job.attempt)
-            if not rows.update(lease_token=lease.token):
-                continue
-            job.lease_token = lease.token
-            execution = ExecutionMetadata.objects.using(alias()).get(job=job, attempt=job.attempt)
-            execution.worker = worker
-            execution.save(update_fields=["worker"])
-            add_event(job, "adopt", source=job.status, actor=worker)
-            pairs.append((job, execution))
-        return pairs
+        here = _active_attempts(host).filter(engine_id__in=["", lease.engine_id])
+        keys = set(here.values_list("job", "attempt")) - set(held)
+        return _take(here.filter(job__in=[job for job, _ in keys]) if keys else [], lease, worker)
+
+
+def adopt_stranded(
+    lease: HeldLease, host: ExecutorHost, *, worker: str, held: Collection[tuple[Any, int]] = ()
+) -> list[tuple[ContainerJob, ExecutionMetadata]]:
+    """Take the host's active attempts that were made on another engine and that no worker follows there.
+
+    The host was given another address, or another engine. What this one does not know of their containers
+    is no evidence; that nobody will ever look for them at that host again is. Raises LeaseLost.
+    """
+    with transaction.atomic(using=alias()):
+        EngineLease.fence(lease)
+        elsewhere = _active_attempts(host).exclude(engine_id__in=["", lease.engine_id])
+        return _take([row for row in elsewhere if not _is_followed(row, worker, held)], lease, worker)
+
+
+def _active_attempts(host: ExecutorHost) -> QuerySet[ExecutionMetadata]:
+    """The current attempts of the host's active jobs, the oldest job first."""
+    rows: QuerySet[ExecutionMetadata] = ExecutionMetadata.objects.using(alias()).filter(
+        job__docker_host=host, job__status__in=_ACTIVE, attempt=F("job__attempt")
+    )
+    rows = rows.select_related("job__docker_host").defer("job__stdout_log", "job__stderr_log")
+    return rows.order_by("job__created_at")
+
+
+def _is_followed(execution: ExecutionMetadata, worker: str, held: Collection[tuple[Any, int]]) -> bool:
+    """Whether the tenure in which the attempt was taken is still the engine's, and its holder has it."""
+    holding = EngineLease.holding(execution.engine_id)
+    if holding.seconds_left <= 0 or holding.token != execution.job.lease_token:
+        return False
+    return holding.worker != worker or (execution.job_id, execution.attempt) in held
+
+
+def _take(
+    executions: Iterable[ExecutionMetadata], lease: HeldLease, worker: str
+) -> list[tuple[ContainerJob, ExecutionMetadata]]:
+    """Put our token on active attempts; what was moved meanwhile is not ours."""
+    pairs = []
+    for execution in executions:
+        job = execution.job
+        row = all_jobs().filter(pk=job.pk, status=job.status, attempt=job.attempt)
+        if not row.update(lease_token=lease.token):
+            continue
+        job.lease_token = lease.token
+        execution.worker = worker
+        execution.save(update_fields=["worker"])
+        add_event(job, "adopt", source=job.status, actor=worker)
+        pairs.append((job, execution))
+    return pairs
 
 
 def note(execution: ExecutionMetadata, what: str, message: str, worker: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
-from django.db import models
+from django.db import models, router
 from django.utils import timezone
 
 from container_manager import signals
@@ -16,12 +17,20 @@ from container_manager.conf import get_settings
 from container_manager.core.errors import ConfigurationError, ExecutorError, HostMismatch
 from container_manager.core.inert import inert_line
 from container_manager.core.observation import HostFacts
+from container_manager.executors import options
 from container_manager.executors.base import HostConfig
 from container_manager.executors.registry import executor_class
 from container_manager.models.clock import Now
 
 logger = logging.getLogger("container_manager.hosts")
 
+#: What `clean` checks, and so what is not stored without it.
+_CHECKED = frozenset(
+    {"executor_type", "host_type", "connection_string", "executor_config", "max_concurrent_jobs"}
+)
+#: What `as_config` reads.
+_WAY = ["name", "executor_type", "connection_string", "executor_config", "auto_pull_images"]
+_WAY += ["tls_enabled", "tls_verify", "tls_ca_cert", "tls_client_cert", "tls_client_key"]
 _SCHEMES = {"docker": ("unix", "tcp"), "process": ("process",)}
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 
@@ -89,54 +98,77 @@ class ExecutorHost(models.Model):
         ordering = ["name"]
         verbose_name = "executor host"
 
+    #: The type that we took from an address ourselves: it goes with that address, and is no claim about it.
+    _derived_type = ""
+
     def __str__(self) -> str:
         return inert_line(self.name)
+
+    @classmethod
+    def from_db(
+        cls, db: str | None, field_names: Collection[str], values: Collection[Any], **further: Any
+    ) -> Self:
+        """Remember what was taken from the address when it was stored."""
+        host = super().from_db(db, field_names, values, **further)
+        host.mark_stored()
+        return host
+
+    def mark_stored(self) -> None:
+        """What is in memory is what is stored."""
+        self._derived_type = self.__dict__.get("host_type", "")
 
     def clean(self) -> None:
         """Check type, address and configuration together. Raises ValidationError by field."""
         super().clean()
         errors: dict[str, str] = {}
         try:
-            executor_class(self.executor_type)
+            driver = executor_class(self.executor_type)
         except ConfigurationError as error:
             errors["executor_type"] = str(error).removeprefix("executor_type: ")
         else:
-            problem = _address_problem(self.executor_type, self.connection_string)
-            if problem:
-                errors["connection_string"] = problem
+            problems = {
+                "connection_string": _address_problem(self.executor_type, self.connection_string),
+                "executor_config": options.problem(self.executor_config, driver.option_checks),
+            }
+            errors |= {name: problem for name, problem in problems.items() if problem}
         scheme = self.connection_string.partition("://")[0]
-        if self.host_type and scheme in self.HostType.values and self.host_type != scheme:
+        claimed = "" if self.host_type == self._derived_type else self.host_type
+        if claimed and scheme in self.HostType.values and claimed != scheme:
             errors["host_type"] = (
                 f"{self.host_type!r} does not fit the address, which is {scheme!r}; leave it empty."
             )
-        if not isinstance(self.executor_config, dict):
-            errors["executor_config"] = 'Make it a JSON object, such as {"timeout": 60}.'
-        else:
-            for key in ("timeout", "pull_silence_seconds"):
-                if not _is_timeout(self.executor_config.get(key, 1)):
-                    errors["executor_config"] = (
-                        f"{key} is {self.executor_config[key]!r}; use seconds above 0."
-                    )
         if self.max_concurrent_jobs is None or self.max_concurrent_jobs < 1:
             errors["max_concurrent_jobs"] = "Use 1 or more; to rest the host, clear is_active."
         if errors:
             raise ValidationError(errors)
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        """Store the host; what cannot work is refused before anything is written."""
-        if kwargs.get("update_fields") is None:
-            self.clean()
-            scheme = self.connection_string.partition("://")[0]
-            self.host_type = scheme if scheme in self.HostType.values else ""
+        """Store the host; what cannot work is refused before anything is written, however little that is."""
+        names = kwargs.get("update_fields")
+        if names is not None and not _CHECKED.intersection(names):
+            super().save(*args, **kwargs)
+            return
+        self.clean()
+        scheme = self.connection_string.partition("://")[0]
+        self.host_type = scheme if scheme in self.HostType.values else ""
+        if names is not None and "connection_string" in names:
+            kwargs["update_fields"] = {*names, "host_type"}
         super().save(*args, **kwargs)
+        self.mark_stored()
 
     def as_config(self) -> HostConfig:
-        """The row as plain data for an executor."""
+        """The row as plain data for an executor.
+
+        Raises ConfigurationError for what `save` refuses today: SQL or an earlier version may have stored it.
+        """
         settings = get_settings()
-        options: dict[str, Any] = dict(self.executor_config)
+        problem = options.problem(self.executor_config, executor_class(self.executor_type).option_checks)
+        if problem:
+            raise ConfigurationError(f"executor_config: {problem}")
+        config = self.executor_config
         pull = self.auto_pull_images
         if pull is None:
-            pull = bool(options.get("auto_pull_images", settings.AUTO_PULL_IMAGES))
+            pull = config.get("auto_pull_images", settings.AUTO_PULL_IMAGES)
         return HostConfig(
             name=self.name,
             connection_string=self.connection_string,
@@ -145,11 +177,15 @@ class ExecutorHost(models.Model):
             tls_ca_cert=self.tls_ca_cert,
             tls_client_cert=self.tls_client_cert,
             tls_client_key=self.tls_client_key,
-            timeout_seconds=float(options.get("timeout", settings.DOCKER_TIMEOUT)),
+            timeout_seconds=float(config.get("timeout", settings.DOCKER_TIMEOUT)),
             auto_pull_images=pull,
             max_parallel_calls=settings.LAUNCH_CONCURRENCY * 2 + 4,
-            options=options,
+            options=dict(config),
         )
+
+    def is_reached_like(self, other: ExecutorHost) -> bool:
+        """Whether both rows say the same about the way to their engine; neither need be right."""
+        return all(getattr(self, name) == getattr(other, name) for name in _WAY)
 
     def record_up(self, facts: HostFacts) -> None:
         """Store what a health call learned. A row that was never in contact is bound to this engine.
@@ -161,7 +197,7 @@ class ExecutorHost(models.Model):
         except HostMismatch as error:
             self.record_down(error)
             raise
-        self.engine_id, self.engine_version = facts.engine_id, facts.engine_version
+        self.engine_version = facts.engine_version
         self.cpus, self.memory_bytes = facts.cpus, facts.memory_bytes
         self.response_seconds = facts.response_seconds
         self.facts = {
@@ -169,24 +205,46 @@ class ExecutorHost(models.Model):
             "api_version": facts.api_version,
             "user_namespaces": facts.user_namespaces,
         }
-        # By queries: the row may have been deleted meanwhile, which is no error of the host's.
-        ExecutorHost.objects.filter(pk=self.pk).update(
-            engine_id=self.engine_id,
+        # By queries: the row may have been deleted or bound anew meanwhile, which is no error of the host's.
+        stored = self._row().filter(engine_id=facts.engine_id)
+        if stored.update(
             engine_version=self.engine_version,
             cpus=self.cpus,
             memory_bytes=self.memory_bytes,
             response_seconds=self.response_seconds,
             facts=self.facts,
-        )
-        self._store_health(self.Health.HEALTHY, "")
+        ):
+            self._store_health(self.Health.HEALTHY, "")
 
     def bind(self, facts: HostFacts) -> None:
-        """See that it is the engine that this row is bound to. Raises HostMismatch; nothing is stored."""
-        if self.engine_id and self.engine_id != facts.engine_id:
+        """See that it is the engine that this row is bound to; the first one that is met binds it, for good.
+
+        Raises HostMismatch. The row decides, not our copy of it: two workers may meet two engines at what is
+        one address to us, and if both were believed, each would look for the other's jobs on its own engine.
+        """
+        if not self.engine_id:
+            free = self._row().filter(engine_id__in=["", facts.engine_id])
+            if not free.update(engine_id=facts.engine_id):
+                self._see_who_was_first()
+            self.engine_id = self.engine_id or facts.engine_id
+        if self.engine_id != facts.engine_id:
             raise HostMismatch(
                 f"engine {facts.engine_id} answers at {self.connection_string}, but this host is bound to "
                 f"{self.engine_id}. If the machine was replaced on purpose, register it as a new host."
             )
+
+    def _see_who_was_first(self) -> None:
+        """Take over to whom the row is bound; of one that was deleted nothing is known."""
+        columns = ("engine_id", "executor_type", "connection_string")
+        stored = self._rows().filter(pk=self.pk).values_list(*columns).first()
+        if stored is None:
+            return
+        engine_id, *address = stored
+        if address != [self.executor_type, self.connection_string]:
+            raise HostMismatch(
+                f"the host {self.name!r} has another address now than {self.connection_string}"
+            )
+        self.engine_id = engine_id
 
     def record_down(self, error: ExecutorError) -> None:
         """Store that a health call failed, and how."""
@@ -196,7 +254,7 @@ class ExecutorHost(models.Model):
     def _store_health(self, health: Health, error: str) -> None:
         previous, self.health = self.health, health
         self.health_error, self.health_checked_at = error, timezone.now()
-        row = ExecutorHost.objects.filter(pk=self.pk)
+        row = self._row()
         # Another process may have seen the change first, and then said since when.
         row.exclude(health=health).update(health=health, health_since=Now())
         row.update(health_error=error, health_checked_at=self.health_checked_at)
@@ -210,9 +268,16 @@ class ExecutorHost(models.Model):
                         "a signal receiver failed for host %s: %r", self.name, receiver, exc_info=answer
                     )
 
+    def _row(self) -> models.QuerySet[ExecutorHost]:
+        """The stored row, while it has our address: what was seen at another one says nothing about it."""
+        return self._rows().filter(
+            pk=self.pk, executor_type=self.executor_type, connection_string=self.connection_string
+        )
 
-def _is_timeout(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 86_400
+    @classmethod
+    def _rows(cls) -> models.QuerySet[ExecutorHost]:
+        """All hosts, where they are written: a replica may not know yet who was first."""
+        return cls.objects.using(router.db_for_write(cls))
 
 
 def _address_problem(executor_type: str, address: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 from container_manager.core.errors import (
@@ -29,6 +29,8 @@ from container_manager.core.observation import (
 )
 from container_manager.core.spec import LABEL_INSTALLATION, ContainerSpec
 from container_manager.executors.base import Capabilities, Executor, HostConfig
+from container_manager.executors.docker.options import OPTION_CHECKS
+from container_manager.executors.options import Check
 from container_manager.testing.engine import SCHEME, FakeEngine, fake_engine
 from container_manager.testing.run import FakeContainer, moment
 
@@ -41,6 +43,8 @@ class FakeExecutor(Executor):
     capabilities: ClassVar[Capabilities] = Capabilities(
         isolation=True, networks=True, images=True, cpu_limit=True
     )
+    #: As Docker's: what a project stores for its hosts may be stored for their stand-ins.
+    option_checks: ClassVar[Mapping[str, Check]] = OPTION_CHECKS
 
     def __init__(self, config: HostConfig, engine: FakeEngine | None = None) -> None:
         super().__init__(config)

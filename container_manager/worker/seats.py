@@ -71,7 +71,7 @@ class Seats:
             seat = self._seats.get(pk)
             if seat is None:
                 self._seats[pk] = HostSeat(host, self._inbox)
-            elif host.as_config() != seat.host.as_config() or host.engine_id != seat.host.engine_id:
+            elif not host.is_reached_like(seat.host) or host.engine_id != seat.host.engine_id:
                 self._empty(pk, seat)
             else:
                 for name in ("max_concurrent_jobs", "weight", "is_active"):
@@ -192,6 +192,7 @@ class Seats:
             self._hands.take(held)
             if seat.agent is not None:
                 seat.agent.adopt(held.run)
+        self._give_up_stranded(seat)
 
     def _orphans(self, seat: HostSeat, tenure: Tenure | None) -> list[Held]:
         """The host's active jobs that we do not hold, made ours."""
@@ -201,6 +202,19 @@ class Seats:
         adopted = lifecycle.adopt(tenure.lease, seat.host, worker=self._worker, held=mine)
         found = [self._hold(seat, tenure, job, execution) for job, execution in adopted]
         return [held for held in found if held is not None]
+
+    def _give_up_stranded(self, seat: HostSeat) -> None:
+        """End the host's jobs that are on an engine which it has left, and which nobody follows there."""
+        tenure = seat.tenure
+        if tenure is None or not tenure.is_valid():
+            return
+        mine = [(held.job.pk, held.run.key.attempt) for held in self._hands]
+        stranded = lifecycle.adopt_stranded(tenure.lease, seat.host, worker=self._worker, held=mine)
+        for job, execution in stranded:
+            held = self._hold(seat, tenure, job, execution)
+            if held is not None:
+                evidence = f"The job ran on the engine {execution.engine_id}, which its host has left for "
+                self._recorder.lost(held, f"{evidence}the engine {tenure.lease.engine_id}.")
 
     def _hold(
         self, seat: HostSeat, tenure: Tenure, job: ContainerJob, execution: ExecutionMetadata

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -464,7 +465,10 @@ def test_a_masked_value_without_a_stored_one_is_refused(admin_client: Client, ho
 def test_masked_configuration_survives_a_save(admin_client: Client, with_secrets: dict[str, Any]) -> None:
     host = with_secrets["host"]
     page = url("executorhost", "change", host.pk)
+    auth = {"username": "robot", "password": SECRET, "serveraddress": "registry.example.com"}
+    ExecutorHost.objects.filter(pk=host.pk).update(executor_config={"timeout": 5, "registry_auth": auth})
     shown = admin_client.get(page).context["adminform"].form["configuration"].value()
+    assert SECRET not in shown
     before = ExecutorHost.objects.get(pk=host.pk).executor_config
     data = host_data(name="one", connection_string="fake://one", configuration=shown)
     assert admin_client.post(page, data).status_code == 302
@@ -783,6 +787,17 @@ def test_a_host_at_a_new_address_is_bound_anew_unless_jobs_run_there(admin_clien
     assert "bound to fake-two" in said(answer)
 
 
+def test_the_configuration_that_the_form_shows_as_an_example_works(admin_client: Client) -> None:
+    page = admin_client.get(url("executorhost", "add"))
+    text = page.context["adminform"].form.fields["configuration"].help_text
+    example = text[text.index("{") : text.index("}") + 1]
+    for kind, address in (("docker", "unix:///nowhere.sock"), ("fake", "fake://two")):
+        data = host_data(name=kind, executor_type=kind, connection_string=address, configuration=example)
+        assert admin_client.post(url("executorhost", "add"), data).status_code == 302
+    for host in ExecutorHost.objects.all():
+        assert host.executor_config == json.loads(example)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -790,6 +805,8 @@ def test_a_host_at_a_new_address_is_bound_anew_unless_jobs_run_there(admin_clien
         ("connection_string", "tcp://me:pw@host:2375"),
         ("configuration", "[1]"),
         ("configuration", '{"timeout": -1}'),
+        ("configuration", '{"allowed_registries": ["registry.example.com"]}'),
+        ("configuration", '{"tmeout": 1}'),
         ("configuration", "{not json"),
         ("max_concurrent_jobs", "0"),
         ("executor_type", "nonsense"),

@@ -11,7 +11,13 @@ from django.core.exceptions import ValidationError
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from container_manager.core.errors import IllegalTransition, InvalidJob, NoEligibleHost, PolicyViolation
+from container_manager.core.errors import (
+    ConfigurationError,
+    IllegalTransition,
+    InvalidJob,
+    NoEligibleHost,
+    PolicyViolation,
+)
 from container_manager.models import ContainerJob, EnvironmentVariableTemplate, ExecutorHost, JobEvent
 from tests.db.factories import fake_settings, make_host
 
@@ -333,8 +339,47 @@ BAD_HOSTS: list[tuple[dict[str, Any], str, list[str]]] = [
     ({"executor_type": "podman"}, "executor_type", ["'podman'", "docker", "EXECUTORS"]),
     ({"host_type": "tcp"}, "host_type", ["'tcp'", "leave it empty"]),
     ({"executor_config": ["x"]}, "executor_config", ["JSON object"]),
-    ({"executor_config": {"timeout": 0}}, "executor_config", ["0", "above 0"]),
+    ({"executor_config": {"timeout": 0}}, "executor_config", ["timeout is 0", "above 0"]),
+    ({"executor_config": {"timeout": "60s"}}, "executor_config", ["timeout is '60s'", "seconds above 0"]),
+    ({"executor_config": {"timeout": NOT_A_NUMBER}}, "executor_config", ["timeout is nan", "above 0"]),
+    ({"executor_config": {"timeout": True}}, "executor_config", ["timeout is True", "above 0"]),
     ({"executor_config": {"pull_silence_seconds": "2"}}, "executor_config", ["pull_silence", "above 0"]),
+    (
+        {"executor_config": {"auto_pull_images": "no"}},
+        "executor_config",
+        ["auto_pull_images is 'no'", "false"],
+    ),
+    (
+        {"executor_config": {"tmeout": 5}},
+        "executor_config",
+        ["'tmeout' is not known", "timeout", "registry_auth"],
+    ),
+    ({"executor_config": {"state_dir": "/srv"}}, "executor_config", ["'state_dir' is not known"]),
+    (
+        {"executor_config": {"registry_auth": SECRET}},
+        "executor_config",
+        ["registry_auth", "object", "username"],
+    ),
+    (
+        {"executor_config": {"registry_auth": {"pasword": SECRET}}},
+        "executor_config",
+        ["registry_auth", "'pasword', which is not known", "password"],
+    ),
+    (
+        {"executor_config": {"registry_auth": {"password": [SECRET]}}},
+        "executor_config",
+        ["registry_auth", "no text for password"],
+    ),
+    (
+        {"executor_config": {"allowed_registries": ["docker.io", "registry.example.com"]}},
+        "executor_config",
+        ["allowed_registries is not supported yet", "nothing would enforce it"],
+    ),
+    (
+        {"executor_config": {"require_signed_images": True}},
+        "executor_config",
+        ["require_signed_images is not supported yet", "nothing would enforce it"],
+    ),
     ({"max_concurrent_jobs": 0}, "max_concurrent_jobs", ["1 or more"]),
 ]
 
@@ -350,6 +395,63 @@ def test_a_host_that_cannot_work_is_not_stored(fields: dict[str, Any], name: str
         assert part in text
     assert SECRET not in text
     assert not ExecutorHost.objects.exists()
+
+
+@pytest.mark.parametrize(("fields", "name", "told"), BAD_HOSTS, ids=lambda value: repr(value)[:50])
+def test_nor_is_it_stored_where_that_field_alone_is_written(
+    fields: dict[str, Any], name: str, told: list[str]
+) -> None:
+    host = ExecutorHost.objects.create(name="h", connection_string="unix:///var/run/docker.sock")
+    stored = ExecutorHost.objects.values().get()
+    for field, value in fields.items():
+        setattr(host, field, value)
+    with pytest.raises(ValidationError) as caught:
+        host.save(update_fields=list(fields))
+    assert list(caught.value.message_dict) == [name]
+    assert ExecutorHost.objects.values().get() == stored
+
+
+def test_a_new_address_that_is_written_alone_brings_its_type() -> None:
+    host = ExecutorHost.objects.create(name="h", connection_string="unix:///var/run/docker.sock")
+    host.connection_string = "tcp://[::1]:2375"
+    host.save(update_fields=["connection_string"])
+    assert ExecutorHost.objects.get().host_type == "tcp"
+    again = ExecutorHost.objects.get()
+    again.connection_string = "unix:///var/run/docker.sock"
+    again.save()
+    assert ExecutorHost.objects.get().host_type == "unix"
+
+
+def test_what_a_driver_reads_may_be_configured() -> None:
+    auth = {"username": "u", "password": SECRET, "email": "", "serveraddress": "registry.example.com"}
+    docker = {"timeout": 2.5, "auto_pull_images": False, "pull_silence_seconds": 9, "registry_auth": auth}
+    process = {"timeout": 2, "state_dir": "/srv/jobs", "working_directory": "/srv"}
+    ExecutorHost.objects.create(name="d", connection_string="unix:///d.sock", executor_config=docker)
+    ExecutorHost.objects.create(
+        name="p", executor_type="process", connection_string="process:///tmp/x", executor_config=process
+    )
+    for host, config in zip(ExecutorHost.objects.all(), (docker, process), strict=True):
+        assert host.as_config().options == config
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"timeout": "60s"}, r"executor_config: timeout is '60s'; use a number of seconds"),
+        ({"tmeout": 60}, r"executor_config: 'tmeout' is not known; there are auto_pull_images, "),
+        ({"require_signed_images": True}, r"executor_config: .* nothing would enforce it"),
+        ([["timeout", 60]], r"executor_config: Make it a JSON object"),
+        ("text", r"executor_config: Make it a JSON object"),
+    ],
+)
+def test_what_was_stored_past_the_checks_is_told_by_field(config: Any, told: str) -> None:
+    ExecutorHost.objects.create(name="h", connection_string="unix:///var/run/docker.sock")
+    ExecutorHost.objects.update(executor_config=config)
+    host = ExecutorHost.objects.get()
+    with pytest.raises(ConfigurationError, match=told):
+        host.as_config()
+    host.is_active = False
+    host.save(update_fields=["is_active"])  # to rest it needs no mending
 
 
 def test_the_process_executor_needs_permission(settings: Any) -> None:

@@ -12,10 +12,10 @@ from django.contrib.auth.models import User
 from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.db import IntegrityError, connection, transaction
-from django.db.models import Avg, Count, F, Max, ProtectedError
+from django.db.models import Avg, Count, F, Max, ProtectedError, QuerySet
 from django.utils import timezone
 
-from container_manager import signals
+from container_manager import lifecycle, signals
 from container_manager.core.errors import HostMismatch, HostUnreachable, LeaseLost
 from container_manager.core.logframes import encode
 from container_manager.core.observation import STDERR, STDOUT, HostFacts, LogCursor, LogFrame
@@ -29,7 +29,8 @@ from container_manager.models import (
     JobEvent,
     LogChunk,
 )
-from tests.db.factories import fake_settings, hold, make_host, make_job
+from container_manager.models.admission import with_load
+from tests.db.factories import fake_settings, finish_job, hold, make_host, make_job, start_job
 
 pytestmark = pytest.mark.django_db
 
@@ -139,6 +140,48 @@ def test_a_host_is_bound_to_the_engine_of_its_first_contact() -> None:
 
 def _as_dict(facts: HostFacts) -> dict[str, Any]:
     return {name: getattr(facts, name) for name in HostFacts.__slots__}
+
+
+def _facts_of(engine_id: str) -> HostFacts:
+    return HostFacts(**{**_as_dict(FACTS), "engine_id": engine_id})
+
+
+def test_of_two_that_meet_a_host_first_one_binds_it() -> None:
+    """From two machines the same address may be two engines, and a slow answer is as good as a quick one."""
+    make_host()
+    quick, slow = ExecutorHost.objects.get(), ExecutorHost.objects.get()
+    quick.record_up(_facts_of("e1"))
+    slow.bind(_facts_of("e1"))  # the same engine: both are right
+    late = ExecutorHost(pk=quick.pk, name="one", executor_type="fake", connection_string="fake://one")
+    with pytest.raises(HostMismatch, match=r"engine e2 answers .* bound to e1"):
+        late.bind(_facts_of("e2"))
+    assert late.engine_id == "e1"
+    row = ExecutorHost.objects.get()
+    assert (row.engine_id, row.health) == ("e1", "healthy")
+
+
+def test_an_answer_from_the_old_address_does_not_bind_the_new_one() -> None:
+    host = make_host()
+    ExecutorHost.objects.update(connection_string="fake://moved")
+    with pytest.raises(HostMismatch, match="has another address now"):
+        host.record_up(FACTS)
+    row = ExecutorHost.objects.get()
+    assert (row.engine_id, row.health) == ("", "unknown")
+
+
+def test_facts_of_an_engine_that_a_row_has_left_are_not_its_facts() -> None:
+    host = make_host()
+    host.record_up(FACTS)
+    ExecutorHost.objects.update(engine_id="e2", cpus=64)
+    host.record_up(FACTS)
+    assert ExecutorHost.objects.get().cpus == 64
+
+
+def test_the_facts_of_a_host_that_was_deleted_are_nobodys() -> None:
+    host = make_host()
+    ExecutorHost.objects.all().delete()
+    host.record_up(FACTS)
+    assert not ExecutorHost.objects.exists()
 
 
 def test_recording_health_keeps_what_others_changed() -> None:
@@ -297,6 +340,50 @@ def test_the_claim_is_served_by_its_index() -> None:
     waiting = ContainerJob.objects.filter(status="pending", docker_host_id=1)
     plan = waiting.order_by("-priority", "created_at", "pk").values("pk")[:5].explain()
     assert "cm_job_claim" in plan
+
+
+def test_the_load_of_hosts_is_read_from_the_index_of_open_jobs() -> None:
+    """Whatever has ended there: with each job that was ever stored a new one would cost more."""
+    make_host()
+    sql = str(with_load(ExecutorHost.objects.all()).query)
+    assert " JOIN " not in sql
+    assert "GROUP BY" not in sql.partition("SELECT COUNT")[0]
+    if connection.vendor == "sqlite":  # others prefer a scan on a table this small
+        reads = [line for line in _load_plan() if "containerjob" in line or " U0 " in line]
+        assert len(reads) == 2
+        for line in reads:
+            assert "COVERING INDEX cm_job_claim (status=? AND docker_host_id=?)" in line
+
+
+@pytest.mark.postgres
+def test_the_load_of_hosts_is_read_from_an_index_on_postgres_too() -> None:
+    host = make_host()
+    QuerySet(ContainerJob).bulk_create(
+        ContainerJob(docker_image="demo:1", docker_host=host, status="completed") for _ in range(5_000)
+    )
+    make_job()
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE container_manager_containerjob")
+    plan = "\n".join(_load_plan())
+    assert plan.count("on container_manager_containerjob") == 2
+    assert "Seq Scan on container_manager_containerjob" not in plan
+
+
+def _load_plan() -> list[str]:
+    return with_load(ExecutorHost.objects.all()).explain().splitlines()
+
+
+def test_the_load_counts_what_is_open_by_host() -> None:
+    busy, idle = make_host("busy"), make_host("idle")
+    lease = hold("fake-busy")
+    for _ in range(2):
+        start_job(make_job(docker_host=busy), lease)
+    lifecycle.claim(lease, busy, limit=1, worker="w", only=[make_job(docker_host=busy).pk])
+    make_job(docker_host=busy)
+    ended = make_job(docker_host=idle)
+    finish_job(ended)
+    found = with_load(ExecutorHost.objects.order_by("name")).values_list("name", "used_slots", "queued_jobs")
+    assert list(found) == [("busy", 3, 1), ("idle", 0, 0)]
 
 
 def test_a_form_is_told_by_field() -> None:

@@ -20,8 +20,10 @@ from container_manager.models.lease import HeldLease
 from container_manager.testing import FakeEngine, FakeRun, fake_engine, forget_fake_engines
 from container_manager.worker.hosts import Absence
 from container_manager.worker.leases import LeaseKeeper
+from container_manager.worker.messages import HostUp
+from container_manager.worker.supervisor import Worker
 from tests.db.factories import hold, make_host, make_job
-from tests.db.workers import QUICK, drain, until, until_status, working
+from tests.db.workers import DEADLINE_SECONDS, QUICK, drain, until, until_status, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -295,6 +297,104 @@ def test_from_another_machine_the_same_address_is_another_engine_and_no_evidence
     engine.engine_id = "fake-one"
     engine.finish(job.container_name)
     assert drain() == []
+
+
+def test_a_late_first_answer_takes_no_host_from_the_worker_that_was_first(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    """At B's machine another engine has the address; B asked before A bound the row, and hears after it."""
+    engine.default = held_run()
+    b = Worker()
+    b._seats.read_hosts()
+    (seat,) = b._seats
+    engine.engine_id = "fake-elsewhere"
+    seat.probe_if_due()
+    answer = b._inbox.get(DEADLINE_SECONDS)
+    assert isinstance(answer, HostUp)
+    engine.engine_id = "fake-one"
+    with working() as a:
+        job = until_status(make_job(retry={"attempts": 2, "backoff_seconds": 0}), "running")
+        b._apply(answer)
+        assert not seat.serving
+        assert EngineLease.holder("fake-one") == a.name
+        assert list(ExecutorHost.objects.values_list("engine_id", "health")) == [("fake-one", "healthy")]
+        engine.finish(job.container_name)
+        until_status(job, "completed")
+    seat.leave(patience=1.0)
+    assert engine.starts == {job.container_name: 1}
+    assert not JobEvent.objects.filter(transition="adopt").exists()
+
+
+def move(host: ExecutorHost, address: str) -> None:
+    """Give a host another address, as its owner may by SQL: it is bound anew at the next contact."""
+    ExecutorHost.objects.filter(pk=host.pk).update(connection_string=address, engine_id="")
+
+
+def test_a_job_on_an_engine_that_its_host_has_left_ends_as_lost(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    engine.default = held_run(b"before\n")
+    with working():
+        job = until_status(make_job(retry={"attempts": 2, "backoff_seconds": 0}), "running")
+        until(lambda: b"".join(job.iter_log("stdout")) == b"before\n", "the log to be followed")
+    move(host, "fake://two")
+    with working():
+        until_status(job, "failed")
+        other = until_status(make_job(), "completed")
+    assert job.exit_reason == "host_lost"
+    assert "fake-one" in job.exit_message
+    assert "fake-two" in job.exit_message
+    assert b"".join(job.iter_log("stdout")) == b"before\n"
+    assert engine.starts == {job.container_name: 1}
+    assert fake_engine("two").starts == {other.container_name: 1}
+
+
+def test_a_job_is_tried_again_elsewhere_only_where_its_policy_names_a_lost_host(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    engine.default = held_run()
+    policy = {"attempts": 2, "backoff_seconds": 0, "rules": [{"action": "retry", "reasons": ["host_lost"]}]}
+    with working():
+        job = until_status(make_job(retry=policy), "running")
+    first = job.container_name
+    move(host, "fake://two")
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.attempt) == ("completed", 2)
+    assert engine.starts == {first: 1}
+    assert fake_engine("two").starts == {job.container_name: 1}
+
+
+def test_a_job_on_an_engine_that_its_host_has_left_is_left_to_the_worker_that_follows_it(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    engine.default = held_run()
+    with working():
+        job = until_status(make_job(), "running")
+        move(host, "fake://two")
+        with working() as other:
+            until(lambda: EngineLease.holder("fake-two") == other.name, "the new engine to be served")
+            other._due["hosts"] = 0.0
+            until(lambda: other._due["hosts"] > 0.0, "a look at the jobs of the host")
+            engine.finish(job.container_name, 3)
+            until_status(job, "failed")
+    assert (job.exit_reason, job.exit_code) == ("application_error", 3)
+    assert not JobEvent.objects.filter(transition="adopt").exists()
+
+
+def test_an_orphan_of_our_own_on_an_engine_that_its_host_has_left_is_no_longer_waited_for(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    """We hold both leases, so nobody else would ever end it."""
+    old, new = hold("fake-one", "worker:b"), hold("fake-two", "worker:b")
+    job = make_job()
+    lifecycle.claim(old, host, limit=1, worker="worker:b")
+    held = {(job.pk, 1)}
+    assert lifecycle.adopt(new, host, worker="worker:b") == []
+    assert lifecycle.adopt_stranded(new, host, worker="worker:b", held=held) == []
+    assert lifecycle.adopt_stranded(new, host, worker="worker:c", held=()) == []
+    ((mine, execution),) = lifecycle.adopt_stranded(new, host, worker="worker:b", held=())
+    assert (mine.pk, mine.lease_token, execution.engine_id) == (job.pk, new.token, "fake-one")
 
 
 _never = Absence(seconds=0.0, engine_was_met=False)

@@ -32,7 +32,7 @@ from container_manager.models import (
     LogChunk,
 )
 from container_manager.models.admission import spec_of
-from container_manager.testing import FakeClock, FakeEngine, FakeExecutor, FakeRun
+from container_manager.testing import FakeClock, FakeEngine, FakeExecutor, FakeRun, fake_engine
 from tests.db.factories import hold, make_host, make_job
 from tests.db.workers import QUICK, drain, until, until_status, working
 
@@ -608,3 +608,35 @@ def test_a_log_that_cannot_be_read_does_not_keep_the_job_for_ever(
     assert job.status == "completed"
     assert not job.executions.get().logs_complete
     assert "cannot read them" in job.docker_log
+
+
+# --------------------------------------------------------------------------- a row that cannot be followed
+
+
+def test_a_host_row_that_cannot_work_is_down_with_the_reason_and_the_others_go_on(
+    engine: FakeEngine, host: ExecutorHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stored past the checks, by SQL, while a job runs there; then mended."""
+    monkeypatch.setattr("container_manager.worker.supervisor.HOSTS_SECONDS", 0.05)
+    monkeypatch.setattr("container_manager.worker.hosts.PROBE_AGAIN_SECONDS", 0.05)
+    fake_engine("two")
+    two = make_host("two")
+    engine.default = held_run()
+    row = ExecutorHost.objects.filter(pk=host.pk)
+    with working():
+        job = until_status(make_job(docker_host=host), "running")
+        row.update(executor_config={"timeout": "60s"})
+        until_status(make_job(docker_host=two), "completed")
+        engine.finish(job.container_name)
+        until_status(job, "completed")
+        until(lambda: row.filter(health="unreachable").exists(), "the host to be known as down")
+        assert row.get().health_error == (
+            "executor_config: timeout is '60s'; use a number of seconds above 0 and below 86400."
+        )
+        waiting = make_job(docker_host=host)
+        until_status(make_job(docker_host=two), "completed")
+        waiting.refresh_from_db()
+        assert waiting.status == "pending"
+        engine.default = FakeRun()
+        row.update(executor_config={"timeout": 60})
+        until_status(waiting, "completed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
@@ -38,7 +38,9 @@ from container_manager.executors.docker.client import Connection
 from container_manager.executors.docker.errors import Refused, create_fault, engine_fault, gone, start_fault
 from container_manager.executors.docker.images import ImageStore
 from container_manager.executors.docker.networks import Networks
+from container_manager.executors.docker.options import OPTION_CHECKS
 from container_manager.executors.docker.streams import ByteStream, json_lines, log_frames, whole_lines
+from container_manager.executors.options import Check
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -59,6 +61,7 @@ class DockerExecutor(Executor):
     capabilities: ClassVar[Capabilities] = Capabilities(
         isolation=True, networks=True, images=True, cpu_limit=True
     )
+    option_checks: ClassVar[Mapping[str, Check]] = OPTION_CHECKS
 
     def __init__(self, config: HostConfig) -> None:
         super().__init__(config)

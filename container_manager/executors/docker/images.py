@@ -25,6 +25,7 @@ from container_manager.core.images import DEFAULT_REGISTRY, ImageReference, pars
 from container_manager.core.observation import ImageFacts
 from container_manager.executors.docker.client import Connection
 from container_manager.executors.docker.errors import Refused, engine_fault, pull_fault
+from container_manager.executors.docker.options import AUTH_FIELDS
 from container_manager.executors.docker.streams import json_lines
 
 #: How long a look at the host's images stays good; a create that finds none asks again.
@@ -35,7 +36,6 @@ SILENCE_SECONDS = 120.0
 #: were turned away together do not come back together.
 RETRY_SECONDS = (1.0, 3.0, 9.0)
 _HUB = {DEFAULT_REGISTRY, "index.docker.io", "registry-1.docker.io"}
-_AUTH_FIELDS = ("username", "password", "email", "serveraddress", "identitytoken", "registrytoken")
 
 Progress = Callable[[str], None] | None
 
@@ -166,7 +166,7 @@ class ImageStore:
         server = server.partition("/")[0]
         if (DEFAULT_REGISTRY if server in _HUB else server) != reference.registry:
             return {}
-        known = {field: str(auth[field]) for field in _AUTH_FIELDS if auth.get(field)}
+        known = {field: str(auth[field]) for field in AUTH_FIELDS if auth.get(field)}
         return {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(known).encode()).decode()}
 
 

@@ -10,7 +10,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
@@ -42,6 +42,7 @@ from container_manager.core.observation import (
 )
 from container_manager.core.spec import LABEL_INSTALLATION, ContainerSpec
 from container_manager.executors.base import Capabilities, Executor, HostConfig
+from container_manager.executors.options import Check, directory
 from container_manager.executors.process import bells, shim, statedir, streams
 from container_manager.executors.process.container import Container
 from container_manager.executors.process.launch import launch
@@ -69,6 +70,7 @@ class ProcessExecutor(Executor):
     capabilities: ClassVar[Capabilities] = Capabilities(
         isolation=False, networks=False, images=False, cpu_limit=False
     )
+    option_checks: ClassVar[Mapping[str, Check]] = {"state_dir": directory, "working_directory": directory}
 
     def __init__(self, config: HostConfig) -> None:
         super().__init__(config)
