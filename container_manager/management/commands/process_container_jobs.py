@@ -14,6 +14,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
+from container_manager.conf import out_of_bounds
 from container_manager.management.hosts import chosen_hosts
 from container_manager.worker.supervisor import Worker
 
@@ -53,10 +54,10 @@ class Command(BaseCommand):
     ) -> None:
         """Work. Called with `once=True` alone it drains the queue in the calling process."""
         chosen_hosts(host)
-        if concurrency is not None and concurrency < 1:
-            raise CommandError(f"--concurrency: {concurrency} is not 1 or more.")
-        if poll_interval is not None and not 0.01 <= poll_interval <= 3600:
-            raise CommandError(f"--poll-interval: {poll_interval} is not between 0.01 and 3600 seconds.")
+        if concurrency is not None and (remedy := out_of_bounds("MAX_CONCURRENT_JOBS", concurrency)):
+            raise CommandError(f"--concurrency: {concurrency} cannot be. {remedy}.")
+        if poll_interval is not None and (remedy := out_of_bounds("POLL_INTERVAL", poll_interval)):
+            raise CommandError(f"--poll-interval: {poll_interval} cannot be. {remedy} of seconds.")
         if log_format is not None:
             _log_to_stderr(log_format, int(options.get("verbosity", 1)))
         worker = Worker(
