@@ -7,18 +7,19 @@ from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from container_manager.conf import get_settings
 from container_manager.core.errors import ConfigurationError, HostFault
 from container_manager.core.reconcile import Verdict
 from container_manager.executors.registry import open_executor
+from container_manager.management.command import JobCommand
 from container_manager.management.hosts import chosen_hosts
 from container_manager.models import ExecutorHost
 from container_manager.worker.strays import Survey, remove_useless, survey
 
 
-class Command(BaseCommand):
+class Command(JobCommand):
     """`manage.py reconcile_containers [--host NAME] [--apply] [--json]`."""
 
     help = (
