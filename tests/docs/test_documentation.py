@@ -83,6 +83,24 @@ def test_each_option_of_each_command_is_documented() -> None:
     assert not missing, f"docs/reference/commands.md does not name {missing}"
 
 
+def test_each_option_tells_its_value_and_its_purpose() -> None:
+    from django.core.management import load_command_class
+    from django.core.management.base import BaseCommand
+
+    standard = {action.dest for action in BaseCommand().create_parser("manage.py", "x")._actions}
+    for name, app in get_commands().items():
+        if app != "container_manager":
+            continue
+        for action in load_command_class("container_manager", name).create_parser("manage.py", name)._actions:
+            if action.dest in standard:
+                continue
+            assert action.help, f"{name}: {action.dest} has no help"
+            told = action.nargs == 0 or action.choices or action.metavar
+            assert told, f"{name}: the value of {action.dest} has no name"
+            if action.default not in (None, False, "", []):
+                assert f"default: {action.default}" in action.help, f"{name}: {action.dest} hides its default"
+
+
 def test_the_retry_policies_of_the_page_are_policies() -> None:
     page = (PROJECT / "docs" / "how-to" / "retry.md").read_text()
     (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
