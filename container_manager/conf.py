@@ -145,7 +145,7 @@ _EXAMPLES: Mapping[str, object] = {
 
 
 def out_of_bounds(key: str, value: float) -> str:
-    """What to write instead of a number that a setting, or the option that stands for it, cannot be.
+    """Which numbers a setting, or the option that stands for it, can be, for one that it cannot be.
 
     Empty when it can be.
     """
@@ -153,7 +153,7 @@ def out_of_bounds(key: str, value: float) -> str:
     if least <= value <= most:  # False for what is no number at all
         return ""
     kind = "a whole number" if isinstance(getattr(Settings(), key), int) else "a number"
-    return f"Use {kind} from {least:.12g} to {most:.12g}"
+    return f"{kind} from {least:.12g} to {most:.12g}"
 
 
 def problems(raw: object) -> list[Problem]:
@@ -206,7 +206,7 @@ def _value_problem(key: str, value: object, default: object) -> Problem | None:
             return wrong_type
         remedy = out_of_bounds(key, value)
         return (
-            Problem(key, f"{named} is {shown(value)}.", f"{remedy}; it is {default!r} by default.")
+            Problem(key, f"{named} is {shown(value)}.", f"Use {remedy}; it is {default!r} by default.")
             if remedy
             else None
         )

@@ -75,10 +75,10 @@ class Command(JobCommand):
     ) -> None:
         """Work. Called with `once=True` alone it drains the queue in the calling process."""
         chosen_hosts(host)
-        if concurrency is not None and (remedy := out_of_bounds("MAX_CONCURRENT_JOBS", concurrency)):
-            raise CommandError(f"--concurrency: {concurrency} cannot be. {remedy}.")
-        if poll_interval is not None and (remedy := out_of_bounds("POLL_INTERVAL", poll_interval)):
-            raise CommandError(f"--poll-interval: {poll_interval} cannot be. {remedy} of seconds.")
+        if concurrency is not None and (wanted := out_of_bounds("MAX_CONCURRENT_JOBS", concurrency)):
+            raise CommandError(f"--concurrency: {concurrency} is not {wanted}.")
+        if poll_interval is not None and (wanted := out_of_bounds("POLL_INTERVAL", poll_interval)):
+            raise CommandError(f"--poll-interval: {poll_interval} is not {wanted} seconds.")
         if log_format is not None:
             _log_to_stderr(log_format, int(options.get("verbosity", 1)))
         worker = Worker(
