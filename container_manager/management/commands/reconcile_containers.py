@@ -64,8 +64,8 @@ class Command(JobCommand):
                 if apply and found.useless:
                     removed = remove_useless(found, executor, settings)
             except HostFault:
-                if as_json:
-                    self._print(row, found, dict.fromkeys(_ids(found.useless)))  # it is not known which
+                if as_json:  # some of these may be gone; nobody knows which
+                    self._print(row, found, dict.fromkeys(_ids(found.useless[: settings.RECONCILE_LIMIT])))
                 raise
         finally:
             executor.close()
