@@ -109,6 +109,48 @@ def check_sqlite_journal(
     return found
 
 
+@register(Tags.database)
+def check_mysql_charset(
+    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """W004: MySQL or MariaDB with a character set that cannot hold every name and every line of output.
+
+    The connection's own, and the database's, which new tables take over.
+    """
+    found: list[CheckMessage] = []
+    for alias in databases or ():
+        connection = connections[alias]
+        if connection.vendor != "mysql":
+            continue
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT @@character_set_connection, @@character_set_database")
+                used = [str(name) for name in cursor.fetchone()]
+        except OperationalError:
+            continue  # whatever keeps the server from answering is told better by what comes next
+        found += [
+            Warning(
+                f"The {whose} {alias!r} uses the character set {name!r}; a job whose name or output has "
+                "a character outside it cannot be stored.",
+                hint=remedy,
+                id="container_manager.W004",
+            )
+            for name, (whose, remedy) in zip(used, _CHARSETS, strict=True)
+            if name != "utf8mb4"
+        ]
+    return found
+
+
+#: Whose a character set is, and how it is changed.
+_CHARSETS = (
+    ("connection to the database", "Set OPTIONS = {'charset': 'utf8mb4', ...} in DATABASES."),
+    (
+        "database",
+        "ALTER DATABASE ... CHARACTER SET utf8mb4; for each table: CONVERT TO CHARACTER SET utf8mb4.",
+    ),
+)
+
+
 def _bad_executor(name: str, what: str) -> Error:
     return Error(
         f"{SETTING}['EXECUTORS'][{name!r}] {what}.",

@@ -7,7 +7,6 @@ what the system check prints, so a misspelt key is told at start-up and never si
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -16,8 +15,9 @@ from typing import Any, NamedTuple
 from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 
-from container_manager.core.errors import ConfigurationError
-from container_manager.core.limits import user_problem
+from container_manager.core.errors import ConfigurationError, InvalidJob
+from container_manager.core.images import parse_image
+from container_manager.core.limits import CPUS, MEMORY, TIMEOUT, shown, user_problem
 from container_manager.core.policy import Policy
 
 SETTING = "CONTAINER_MANAGER_SETTINGS"
@@ -67,7 +67,7 @@ class Settings:
     # Retention, in days from a job's end; 0: for ever
     KEEP_COMPLETED_DAYS: float = 0.0
     KEEP_FAILED_DAYS: float = 0.0  # failed, timeout and cancelled
-    KEEP_LOGS_DAYS: float = 0.0  # stored output; the record stays
+    KEEP_LOGS_DAYS: float = 0.0  # stored output and the engine's log; the record stays
     RETENTION_BATCH: int = 200  # rows that one transaction deletes
 
     # Management commands in containers
@@ -100,22 +100,66 @@ class Problem(NamedTuple):
     hint: str
 
 
-_ZERO_ALLOWED = {
-    "STOP_GRACE_SECONDS",
-    "SHUTDOWN_GRACE_SECONDS",
-    "CONTAINER_RETENTION_SECONDS",
-    "HOST_LOST_SECONDS",
-    "STRAY_GRACE_SECONDS",
-    "KEEP_COMPLETED_DAYS",
-    "KEEP_FAILED_DAYS",
-    "KEEP_LOGS_DAYS",
+_DAY = 86_400.0
+_DAYS = 36_500.0  # a hundred years; far beyond it no date can be computed
+_COLUMN = 2**31 - 1  # what an integer column of a job holds
+
+#: The least and the most of each number, whether it comes from the settings or from a command's option.
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "DOCKER_TIMEOUT": (0.1, _DAY),
+    "CONTAINER_RETENTION_SECONDS": (0, _DAYS * _DAY),
+    "MAX_CONCURRENT_JOBS": (1, 10_000),
+    "LAUNCH_CONCURRENCY": (1, 1000),
+    "POLL_INTERVAL": (0.01, 3600),  # less would keep a processor busy with asking
+    "LEASE_SECONDS": (1, 3600),  # less than a second is lost to any stall, more keeps a standby waiting
+    "HOST_LOST_SECONDS": (0, _DAYS * _DAY),
+    "STRAY_GRACE_SECONDS": (0, _DAYS * _DAY),
+    "RECONCILE_LIMIT": (1, 100_000),
+    "RESYNC_INTERVAL": (0.01, 3600),
+    "USAGE_INTERVAL": (0.01, 3600),
+    "STOP_GRACE_SECONDS": (0, _DAY),
+    "SHUTDOWN_GRACE_SECONDS": (0, _DAY),
+    "DEFAULT_MEMORY_LIMIT": (MEMORY.floor, _COLUMN),
+    "MAX_MEMORY_LIMIT": (MEMORY.floor, _COLUMN),
+    "DEFAULT_CPU_LIMIT": (CPUS.floor, 10_000),
+    "MAX_CPU_LIMIT": (CPUS.floor, 10_000),
+    "DEFAULT_TIMEOUT_SECONDS": (TIMEOUT.floor, _COLUMN),
+    "MAX_TIMEOUT_SECONDS": (TIMEOUT.floor, _COLUMN),
+    "PIDS_LIMIT": (1, 4_194_304),  # the kernel's own ceiling
+    "TMPFS_SIZE_MB": (1, _COLUMN),
+    "MAX_JOB_ATTEMPTS": (1, _COLUMN),
+    "KEEP_COMPLETED_DAYS": (0, _DAYS),
+    "KEEP_FAILED_DAYS": (0, _DAYS),
+    "KEEP_LOGS_DAYS": (0, _DAYS),
+    "RETENTION_BATCH": (1, 10_000),
+    "LOG_MAX_BYTES": (1, 2**40),
+    "LOG_COLUMN_BYTES": (100, 2**28),
 }
+
+#: Shown where the default says nothing about what to write.
+_EXAMPLES: Mapping[str, object] = {
+    "EXECUTORS": {"mine": "my_project.executors.MyExecutor"},
+    "INSTALLATION_ID": "staging",
+    "COMMAND_IMAGE": "my-project-jobs:latest",
+}
+
+
+def out_of_bounds(key: str, value: float) -> str:
+    """Which numbers a setting, or the option that stands for it, can be, for one that it cannot be.
+
+    Empty when it can be.
+    """
+    least, most = BOUNDS[key]
+    if least <= value <= most:  # False for what is no number at all
+        return ""
+    kind = "a whole number" if isinstance(getattr(Settings(), key), int) else "a number"
+    return f"{kind} from {least:.12g} to {most:.12g}"
 
 
 def problems(raw: object) -> list[Problem]:
     """Everything that is wrong with the dict as the project wrote it."""
     if not isinstance(raw, Mapping):
-        return [Problem("", f"{SETTING} is a {type(raw).__name__}.", "Make it a dict.")]
+        return [Problem("", f"{SETTING} is {_a(type(raw))}.", "Make it a dict.")]
     known = {item.name: item for item in fields(Settings)}
     defaults = Settings()
     found: list[Problem] = []
@@ -152,33 +196,37 @@ def _converted(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value_problem(key: str, value: object, default: object) -> Problem | None:
-    wrong_type = Problem(
-        key,
-        f"{SETTING}[{key!r}] is a {type(value).__name__}, not a {_type_name(default)}.",
-        f"For example: {default!r}.",
-    )
+    named = f"{SETTING}[{key!r}]"
+    example = f"For example: {_EXAMPLES.get(key, default)!r}."
+    wrong_type = Problem(key, f"{named} is {_a(type(value))}, not {_type_name(default)}.", example)
     if isinstance(default, bool) or isinstance(value, bool):
         return None if isinstance(default, bool) and isinstance(value, bool) else wrong_type
     if isinstance(default, int | float):
-        whole = isinstance(default, int)
-        if not isinstance(value, int if whole else int | float):
+        if not isinstance(value, int if isinstance(default, int) else int | float):
             return wrong_type
-        number = float(value)
-        least = 0.0 if key in _ZERO_ALLOWED else math.ulp(0.0)
-        if not math.isfinite(number) or number < least:
-            return Problem(
-                key, f"{SETTING}[{key!r}] is {value!r}.", f"Use a number above 0, such as {default!r}."
-            )
-        return None
-    if isinstance(default, tuple):
-        fine = isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value)
-        return None if fine else wrong_type
-    if isinstance(default, Mapping):
-        fine = isinstance(value, Mapping) and all(
-            isinstance(part, str) for item in value.items() for part in item
+        remedy = out_of_bounds(key, value)
+        return (
+            Problem(key, f"{named} is {shown(value)}.", f"Use {remedy}; it is {default!r} by default.")
+            if remedy
+            else None
         )
-        return None if fine else wrong_type
+    if isinstance(default, tuple | Mapping):
+        return _parts_problem(key, value, default) if _has_type_of(value, default) else wrong_type
     return None if isinstance(value, str) else wrong_type
+
+
+def _has_type_of(value: object, default: object) -> bool:
+    return isinstance(value, list | tuple) if isinstance(default, tuple) else isinstance(value, Mapping)
+
+
+def _parts_problem(key: str, value: Any, default: object) -> Problem | None:
+    named = f"{SETTING}[{key!r}]"
+    example = f"For example: {_EXAMPLES.get(key, default)!r}."
+    if not value and default:
+        return Problem(key, f"{named} is empty.", example)
+    parts = [part for item in value.items() for part in item] if isinstance(value, Mapping) else value
+    odd = [_a(type(part)) for part in parts if not isinstance(part, str)]
+    return Problem(key, f"{named} holds {odd[0]}, where only strings may be.", example) if odd else None
 
 
 def _contradictions(settings: Settings) -> list[Problem]:
@@ -205,17 +253,27 @@ def _contradictions(settings: Settings) -> list[Problem]:
                 "Use a numeric uid:gid, both above 1000, such as '10001:10001'.",
             )
         )
+    if settings.COMMAND_IMAGE:
+        try:
+            parse_image(settings.COMMAND_IMAGE)
+        except InvalidJob as error:
+            hint = "Use the tag that `build_job_image` printed, such as 'my-project-jobs:latest'."
+            found.append(Problem("COMMAND_IMAGE", f"{SETTING}['COMMAND_IMAGE']: {error.message}", hint))
     return found
 
 
 def _type_name(default: object) -> str:
     if isinstance(default, tuple):
-        return "list of strings"
+        return "a list of strings"
     if isinstance(default, Mapping):
-        return "dict of strings"
-    return {"str": "string", "int": "whole number", "float": "number", "bool": "True or False"}[
+        return "a dict of strings"
+    return {"str": "a string", "int": "a whole number", "float": "a number", "bool": "True or False"}[
         type(default).__name__
     ]
+
+
+def _a(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'aeiou' else 'a'} {kind.__name__}"
 
 
 def _forget(*, setting: str, **kwargs: object) -> None:  # noqa: ARG001

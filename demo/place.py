@@ -39,6 +39,11 @@ class Place:
         """Whether jobs run in containers."""
         return bool(self.url)
 
+    @property
+    def is_private(self) -> bool:
+        """Whether its engine was started for the demo."""
+        return self.url == ENGINE.url
+
 
 def find() -> Place:
     """Choose the place, prepare it, and say what was chosen and why."""

@@ -36,6 +36,8 @@ def run() -> int:
         call_command("register_local_host", name="demo", process=True)
     _work(place)
     say(f"done after {time.monotonic() - started:.0f} s. `make demo-web` shows the jobs with their logs.")
+    kept = "the private engine, which keeps running, and " if place.is_private else ""
+    say(f"`make demo-clean` removes {kept}all that the demo made.")
     return 0
 
 

@@ -100,9 +100,13 @@ class RetryPolicy:
 
     def backoff(self, failures: int, *, luck: float) -> float:
         """Seconds until the next attempt after so many counted failures; `luck` is from 0 to 1."""
-        grown = self.backoff_seconds * self.factor ** min(max(0, failures - 1), 1000)
+        grown = self.backoff_seconds
+        for _ in range(failures - 1):
+            if grown >= self.max_backoff_seconds or self.factor == 1 or grown == 0:
+                break  # it grows no more; the power of many failures would be more than a float holds
+            grown *= self.factor
         swing = 1 + self.jitter * (2 * luck - 1)
-        return min(grown * swing, self.max_backoff_seconds)
+        return min(min(grown, self.max_backoff_seconds) * swing, self.max_backoff_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -148,7 +148,7 @@ class ContainerJobManager(models.Manager.from_queryset(ContainerJobQuerySet)):  
             raise InvalidJob(
                 "docker_image",
                 "no image is given and CONTAINER_MANAGER_SETTINGS['COMMAND_IMAGE'] is empty. "
-                "Build the project's image with: python manage.py build_job_image",
+                "Set it to the tag that `build_job_image` printed, or build the image first.",
             )
         if not isinstance(command_name, str) or not command_name or command_name.startswith("-"):
             raise InvalidJob("command", f"{command_name!r} is not the name of a management command.")

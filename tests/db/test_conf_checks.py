@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from django.core.checks import CheckMessage, run_checks
+from django.core.management import CommandError, call_command
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.sqlite3.base import DatabaseWrapper
 
 from container_manager import checks
-from container_manager.conf import Settings, get_settings, problems
+from container_manager.conf import BOUNDS, Settings, get_settings, out_of_bounds, problems
 from container_manager.core.errors import ConfigurationError
 from container_manager.executors.base import Executor
 from container_manager.executors.registry import executor_class, known_types
@@ -33,6 +34,7 @@ def told(settings: Any, value: object) -> list[tuple[str, str, str]]:
 
 
 def test_without_a_word_everything_has_a_default(settings: Any) -> None:
+    settings.CONTAINER_MANAGER_SETTINGS = {}  # a change is heard of, which a deletion is not
     del settings.CONTAINER_MANAGER_SETTINGS
     assert problems({}) == []
     assert get_settings() == Settings()
@@ -54,19 +56,28 @@ def test_the_guides_keys_exist() -> None:
         (None, "is a NoneType", "Make it a dict"),
         ({"DOCKER_TIMEOUT": "60"}, "['DOCKER_TIMEOUT'] is a str, not a number", "For example: 60.0"),
         ({"DOCKER_TIMEOUT": True}, "is a bool, not a number", "For example: 60.0"),
-        ({"DOCKER_TIMEOUT": 0}, "is 0", "above 0"),
-        ({"DOCKER_TIMEOUT": -1}, "is -1", "above 0"),
-        ({"DOCKER_TIMEOUT": float("nan")}, "is nan", "above 0"),
-        ({"DOCKER_TIMEOUT": float("inf")}, "is inf", "above 0"),
-        ({"AUTO_PULL_IMAGES": "yes"}, "is a str, not a True or False", "For example: True"),
-        ({"AUTO_PULL_IMAGES": 1}, "is a int, not a True or False", "For example: True"),
+        ({"DOCKER_TIMEOUT": 0}, "is 0", "from 0.1 to 86400; it is 60.0 by default"),
+        ({"DOCKER_TIMEOUT": -1}, "is -1", "from 0.1 to 86400"),
+        ({"DOCKER_TIMEOUT": float("nan")}, "is nan", "from 0.1 to 86400"),
+        ({"DOCKER_TIMEOUT": float("inf")}, "is inf", "from 0.1 to 86400"),
+        ({"AUTO_PULL_IMAGES": "yes"}, "is a str, not True or False", "For example: True"),
+        ({"AUTO_PULL_IMAGES": 1}, "is an int, not True or False", "For example: True"),
         ({"MAX_CONCURRENT_JOBS": 2.5}, "is a float, not a whole number", "For example: 50"),
-        ({"STOP_GRACE_SECONDS": -1}, "is -1", "number"),
+        ({"MAX_CONCURRENT_JOBS": 10**400}, "is a number of 1329 bits", "Use a whole number from 1 to 10000"),
+        ({"STOP_GRACE_SECONDS": -1}, "is -1", "Use a number from 0 to 86400"),
+        ({"KEEP_LOGS_DAYS": -1}, "is -1", "Use a number from 0 to 36500; it is 0.0 by default"),
+        ({"KEEP_COMPLETED_DAYS": 1e12}, "is 1000000000000.0", "Use a number from 0 to 36500"),
+        ({"POLL_INTERVAL": 1e-7}, "is 1e-07", "Use a number from 0.01 to 3600"),
+        ({"LEASE_SECONDS": 0.001}, "is 0.001", "Use a number from 1 to 3600"),
+        ({"DEFAULT_MEMORY_LIMIT": 1}, "is 1", "Use a whole number from 6 to"),
         ({"COMMAND_PREFIX": "python manage.py"}, "is a str, not a list of strings", "'python', 'manage.py'"),
-        ({"COMMAND_PREFIX": []}, "is a list, not a list of strings", "For example"),
-        ({"EXECUTORS": ["x"]}, "is a list, not a dict of strings", "For example"),
-        ({"EXECUTORS": {"x": 5}}, "is a dict, not a dict of strings", "For example"),
-        ({"COMMAND_IMAGE": None}, "is a NoneType, not a string", "For example"),
+        ({"COMMAND_PREFIX": []}, "['COMMAND_PREFIX'] is empty", "For example: ('python', 'manage.py')"),
+        ({"COMMAND_PREFIX": ["python", None]}, "holds a NoneType, where only strings may be", "For example"),
+        ({"EXECUTORS": ["x"]}, "is a list, not a dict of strings", "{'mine': 'my_project.executors."),
+        ({"EXECUTORS": {"x": 5}}, "holds an int, where only strings may be", "For example: {'mine'"),
+        ({"COMMAND_IMAGE": None}, "is a NoneType, not a string", "For example: 'my-project-jobs:latest'"),
+        ({"COMMAND_IMAGE": "Bad Image"}, "['COMMAND_IMAGE']: 'Bad Image' has a space", "build_job_image"),
+        ({"INSTALLATION_ID": 5}, "is an int, not a string", "For example: 'staging'"),
         ({"DEFAULT_MEMORY_LIMIT": 4096}, "['DEFAULT_MEMORY_LIMIT'] is above 'MAX_MEMORY_LIMIT'", "Lower"),
         ({"MAX_CPU_LIMIT": 0.5}, "['DEFAULT_CPU_LIMIT'] is above 'MAX_CPU_LIMIT' (0.5)", "Lower"),
         ({"MAX_TIMEOUT_SECONDS": 10}, "['DEFAULT_TIMEOUT_SECONDS'] is above", "raise MAX_TIMEOUT_SECONDS"),
@@ -102,6 +113,43 @@ def test_no_value_of_a_string_is_printed(settings: Any) -> None:
 def test_zero_is_fine_where_it_means_at_once(settings: Any) -> None:
     for key in ("STOP_GRACE_SECONDS", "SHUTDOWN_GRACE_SECONDS", "CONTAINER_RETENTION_SECONDS"):
         assert told(settings, {key: 0}) == []
+
+
+def test_each_number_has_bounds_and_its_default_lies_within() -> None:
+    defaults = Settings()
+    numbers = {
+        item.name
+        for item in fields(Settings)
+        if isinstance(getattr(defaults, item.name), int | float)
+        and not isinstance(getattr(defaults, item.name), bool)
+    }
+    assert set(BOUNDS) == numbers
+    for name, (least, most) in BOUNDS.items():
+        assert least <= getattr(defaults, name) <= most
+        kind = type(getattr(defaults, name))
+        assert problems({name: kind(least)}) == [] or name.startswith("MAX_")  # its default is above it then
+        assert out_of_bounds(name, least - 1)
+        assert out_of_bounds(name, most * 2)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "key"),
+    [
+        ("process_container_jobs", "concurrency", "MAX_CONCURRENT_JOBS"),
+        ("process_container_jobs", "poll_interval", "POLL_INTERVAL"),
+        ("prune_container_jobs", "completed_days", "KEEP_COMPLETED_DAYS"),
+        ("prune_container_jobs", "failed_days", "KEEP_FAILED_DAYS"),
+        ("prune_container_jobs", "log_days", "KEEP_LOGS_DAYS"),
+    ],
+)
+@pytest.mark.django_db
+def test_an_option_has_the_bounds_of_its_setting(command: str, option: str, key: str) -> None:
+    least, most = BOUNDS[key]
+    for value in (least - 1, most + 1):
+        with pytest.raises(
+            CommandError, match=rf"--{option.replace('_', '-')}: .*from {least} to {most:.12g}"
+        ):
+            call_command(command, **{option: value})
 
 
 def test_lists_become_tuples(settings: Any) -> None:
@@ -228,6 +276,24 @@ def test_only_files_that_can_be_read_are_asked_for_their_journal(
     assert journal("file:shared?mode=memory&cache=shared") == []
     assert journal(tmp_path / "no" / "such" / "folder" / "x.sqlite3") == []
     assert checks.check_sqlite_journal(None) == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_character_set_that_lacks_characters_is_a_warning_on_mysql() -> None:
+    connection = connections["default"]
+    if connection.vendor != "mysql":
+        assert checks.check_mysql_charset(None, databases=["default"]) == []
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("SET NAMES latin1")
+    try:
+        (message,) = checks.check_mysql_charset(None, databases=["default"])
+    finally:
+        connection.close()  # the next one says what the settings want
+    assert message.id == "container_manager.W004"
+    assert "connection to the database 'default' uses the character set 'latin1'" in message.msg
+    assert "'charset': 'utf8mb4'" in (message.hint or "")
+    assert checks.check_mysql_charset(None) == []
 
 
 @pytest.mark.django_db

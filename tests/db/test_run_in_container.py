@@ -231,8 +231,14 @@ def test_options_become_the_jobs_fields(host: ExecutorHost, monkeypatch: pytest.
     ("arguments", "says"),
     [
         ("--image=x:1", ["nothing to run"]),
-        ("-- check", ["--image", "COMMAND_IMAGE", "build_job_image"]),
-        ("--exec -- ls", ["--image", "COMMAND_IMAGE", "build_job_image"]),
+        (
+            "-- check",
+            ["--image: no image", "'COMMAND_IMAGE'] is empty. Set it to the tag that `build_job_image`"],
+        ),
+        (
+            "--exec -- ls",
+            ["--image: no image", "'COMMAND_IMAGE'] is empty. Set it to the tag that `build_job_image`"],
+        ),
         ("--image=Upper:1 -- check", ["--image", "Upper"]),
         ("--image=x:1 --memory=0 -- check", ["--memory", "0"]),
         ("--image=x:1 --memory=999999 -- check", ["--memory", "999999", "MAX_MEMORY_LIMIT"]),

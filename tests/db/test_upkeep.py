@@ -13,8 +13,11 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
+from container_manager import lifecycle
+from container_manager.core.errors import EngineFault
 from container_manager.models import (
     ContainerJob,
+    EngineLease,
     ExecutionMetadata,
     ExecutorHost,
     Installation,
@@ -154,12 +157,60 @@ def test_a_look_at_the_hosts_says_what_becomes_of_each_container_and_changes_not
         foreign: "keep",
         missing.container_name: "finish",
     }
+    assert {line["removed"] for line in found.values()} == {False}
     assert set(engine.containers) == {running.container_name, useless, foreign}
     table = call("reconcile_containers")
     assert "no worker serves it" in table
     assert max(map(len, table.splitlines())) <= 100
     assert "removed 1" in call("reconcile_containers", "--apply", "--host", "one")
     assert set(engine.containers) == {running.container_name, foreign}
+
+
+def looked(*arguments: str) -> list[dict[str, Any]]:
+    """What `reconcile_containers --json` says."""
+    return [json.loads(line) for line in call("reconcile_containers", "--json", *arguments).splitlines()]
+
+
+def test_the_json_says_which_containers_were_removed(
+    engine: FakeEngine, host: ExecutorHost, settings: Any
+) -> None:
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "RECONCILE_LIMIT": 2}
+    over = ended(0)
+    foreign = left_behind(engine, over, name="from-a-committed-image")
+    useless = {left_behind(engine, ended(0)) for _ in range(3)}
+    lines = looked("--apply")
+    removed = {line["container"] for line in lines if line["removed"]}
+    assert {line["container"] for line in lines} == {foreign, *useless}
+    assert len(removed) == 2
+    assert set(engine.containers) == {foreign, *useless} - removed
+
+
+def test_where_the_engine_fails_in_the_middle_the_json_does_not_say_what_is_not_known(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    left_behind(engine, ended(0))
+    foreign = left_behind(engine, ended(0), name="from-a-committed-image")
+    engine.fail("remove", EngineFault("the disk is full"))
+    out = io.StringIO()
+    with pytest.raises(CommandError, match="one: the disk is full"):
+        call_command("reconcile_containers", "--json", "--apply", stdout=out)
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert {line["container"] == foreign: line["removed"] for line in lines} == {True: False, False: None}
+
+
+def test_a_job_that_its_worker_is_launching_is_kept(engine: FakeEngine, host: ExecutorHost) -> None:
+    # A worker that holds the lease, has claimed the job, and has not created the container yet.
+    job = make_job()
+    lease = EngineLease.acquire("fake-one", "busy", 600)
+    assert lease is not None
+    lifecycle.claim(lease, host, limit=1, worker="busy")
+    job.refresh_from_db()
+    (line,) = looked()
+    assert (line["verdict"], line["container"]) == ("keep", job.container_name)
+    assert line["why"] == "its job is launching and it is not there; its worker is launching or ending it"
+    EngineLease.release(lease)
+    (line,) = looked()
+    assert (line["verdict"], line["state"]) == ("finish", "not-found")
 
 
 def until_missing(engine: FakeEngine, host: ExecutorHost) -> ContainerJob:

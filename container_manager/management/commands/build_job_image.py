@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from container_manager.conf import get_settings
 from container_manager.core.errors import ConfigurationError, ExecutorError, HostFault, InvalidJob
@@ -17,6 +17,7 @@ from container_manager.executors.docker.build import BuildFailed, BuiltImage, bu
 from container_manager.executors.docker.context import Context
 from container_manager.executors.docker.executor import DockerExecutor
 from container_manager.executors.registry import open_executor
+from container_manager.management.command import JobCommand
 from container_manager.management.project import SENT_DOCKERFILE, Recipe, Wishes, fill, make_recipe
 from container_manager.models import ExecutorHost
 from container_manager.models.admission import REGISTER_HINT
@@ -26,7 +27,7 @@ LARGE_CONTEXT_MB = 200
 _MB = 1024 * 1024
 
 
-class Command(BaseCommand):
+class Command(JobCommand):
     """`manage.py build_job_image`."""
 
     help = (
@@ -39,7 +40,12 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The options; each has a default."""
         add = parser.add_argument
-        add("--tag", default="", help="default: COMMAND_IMAGE of the settings, else <project>-jobs:latest")
+        add(
+            "--tag",
+            default="",
+            metavar="TAG",
+            help="default: COMMAND_IMAGE of the settings, else <project>-jobs:latest",
+        )
         add("--host", default="", metavar="NAME", help="host that builds; needed where there are several")
         add("--context", default="", metavar="DIR", help="the project's root; default: where manage.py is")
         add(
@@ -52,10 +58,16 @@ class Command(BaseCommand):
             choices=["auto", "pip", "copy", "none"],
             default="auto",
             help="pip: installed in the image; copy: taken from this environment, which needs no index but "
-            "the same Python version; none: the base image has them",
+            "the same Python version; none: the base image has them; default: auto, which is pip where "
+            "requirements are written down, else copy",
         )
-        add("--requirements", default="", metavar="FILE", help="requirements file below the root")
-        add("--build-arg", action="append", metavar="KEY=VALUE", help="repeatable")
+        add(
+            "--requirements",
+            default="",
+            metavar="FILE",
+            help="default: requirements.txt in the root, if it is there",
+        )
+        add("--build-arg", action="append", metavar="KEY=VALUE", help="for the Dockerfile's ARG; repeatable")
         add("--no-cache", action="store_true", help="do every step anew")
         add("--print-dockerfile", action="store_true", help="print the Dockerfile, build nothing")
         add("--quiet", action="store_true", help="print the image's id alone")

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
+from container_manager.conf import out_of_bounds
+from container_manager.management.command import JobCommand
 from container_manager.management.hosts import chosen_hosts
 from container_manager.worker.supervisor import Worker
 
 
-class Command(BaseCommand):
+class Command(JobCommand):
     """`manage.py process_container_jobs`: claim jobs, run them, keep the record."""
 
     help = "Run container jobs. Runs until it is stopped; containers outlive the worker and are adopted."
@@ -29,16 +31,36 @@ class Command(BaseCommand):
             "--once", action="store_true", help="run until nothing is pending or active, then exit"
         )
         parser.add_argument(
-            "--host", action="append", default=[], metavar="NAME", help="serve this host alone; repeatable"
+            "--host",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help="serve this host alone; repeatable; default: all active hosts",
         )
-        parser.add_argument("--concurrency", type=int, help="jobs at the same time, over all hosts")
-        parser.add_argument("--poll-interval", type=float, help="seconds between looks at the database")
+        parser.add_argument(
+            "--concurrency",
+            type=int,
+            metavar="N",
+            help="jobs at the same time, over all hosts; default: MAX_CONCURRENT_JOBS of the settings",
+        )
+        parser.add_argument(
+            "--poll-interval",
+            type=float,
+            metavar="SECONDS",
+            help="between looks at the database where nothing wakes the worker; default: POLL_INTERVAL",
+        )
         parser.add_argument(
             "--drain",
             action="store_true",
-            help="at SIGTERM, take no new jobs and wait for those that run; a second one stops at once",
+            help="at SIGTERM, take no new jobs and wait for those that run, however long it takes; a second "
+            "one stops at once",
         )
-        parser.add_argument("--log-format", choices=["text", "json"], default="text")
+        parser.add_argument(
+            "--log-format",
+            choices=["text", "json"],
+            default="text",
+            help="how the worker's own log looks on stderr; json carries each job's id; default: text",
+        )
 
     def handle(
         self,
@@ -53,10 +75,10 @@ class Command(BaseCommand):
     ) -> None:
         """Work. Called with `once=True` alone it drains the queue in the calling process."""
         chosen_hosts(host)
-        if concurrency is not None and concurrency < 1:
-            raise CommandError(f"--concurrency: {concurrency} is not 1 or more.")
-        if poll_interval is not None and not 0.01 <= poll_interval <= 3600:
-            raise CommandError(f"--poll-interval: {poll_interval} is not between 0.01 and 3600 seconds.")
+        if concurrency is not None and (wanted := out_of_bounds("MAX_CONCURRENT_JOBS", concurrency)):
+            raise CommandError(f"--concurrency: {concurrency} is not {wanted}.")
+        if poll_interval is not None and (wanted := out_of_bounds("POLL_INTERVAL", poll_interval)):
+            raise CommandError(f"--poll-interval: {poll_interval} is not {wanted} seconds.")
         if log_format is not None:
             _log_to_stderr(log_format, int(options.get("verbosity", 1)))
         worker = Worker(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from container_manager.conf import get_settings
+from container_manager.management.command import JobCommand
 from container_manager.retention import Rules, jobs_over_time, logs_over_time, prune_jobs, prune_logs
 
 
-class Command(BaseCommand):
+class Command(JobCommand):
     """`manage.py prune_container_jobs [--dry-run] [--completed-days N] [--failed-days N] [--log-days N]`."""
 
     help = (

@@ -8,25 +8,39 @@ from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from container_manager.core.errors import ConfigurationError, HostFault
 from container_manager.executors.registry import PROCESS, open_executor
+from container_manager.management.command import JobCommand
 from container_manager.models import ExecutorHost
 
 _SOCKETS = ("/var/run/docker.sock", "{runtime}/docker.sock", "{home}/.docker/run/docker.sock")
 
 
-class Command(BaseCommand):
+class Command(JobCommand):
     """`manage.py register_local_host`."""
 
     help = "Register the Docker Engine of this machine as a host for jobs, and check that it answers."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         """The options; without any, the engine is found by DOCKER_HOST or the usual sockets."""
-        parser.add_argument("--name", default="local", help="the host's name; an existing one is updated")
-        parser.add_argument("--url", default="", help="unix:///path or tcp://host:port instead of looking")
-        parser.add_argument("--max-jobs", type=int, default=None, help="jobs at the same time on this host")
+        parser.add_argument(
+            "--name",
+            default="local",
+            metavar="NAME",
+            help="the host's name; an existing one is updated; default: local",
+        )
+        parser.add_argument(
+            "--url", default="", metavar="URL", help="unix:///path or tcp://host:port instead of looking"
+        )
+        parser.add_argument(
+            "--max-jobs",
+            type=int,
+            default=None,
+            metavar="N",
+            help="jobs at the same time on this host; default: 10, or what an existing host has",
+        )
         parser.add_argument(
             "--process",
             action="store_true",

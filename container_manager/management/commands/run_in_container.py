@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, TextIO, cast
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import DatabaseError
 
 from container_manager.conf import get_settings
 from container_manager.core.errors import ConfigurationError, InvalidJob
 from container_manager.core.observation import STDOUT
 from container_manager.core.states import Status
+from container_manager.management.command import JobCommand, tables_problem
 from container_manager.management.console import Console
 from container_manager.models import ContainerJob, EngineLease, ExecutorHost
 from container_manager.worker.foreground import (
@@ -51,15 +52,16 @@ _OPTIONS = {
 }
 
 
-class Command(BaseCommand):
+class Command(JobCommand):
     """`manage.py run_in_container [options] -- <command> [args]`."""
 
     help = (
         "Run one of the project's management commands in a container, in the foreground: its output arrives "
-        "live on the same streams, its exit code is ours. Our own: 124 timeout, 125 could not run, 126 not "
-        "executable, 127 not found, 130 cancelled, 137 out of memory. Ctrl-C asks the job to stop, twice "
-        "kills it."
+        "live on the same streams. The exit code is the command's; ours are 124 timeout, 125 could not run, "
+        "126 not executable, 127 not found, 130 cancelled, 137 out of memory. Ctrl-C asks the job to stop, "
+        "twice kills it."
     )
+    returncode_without_tables = EXIT_NOT_RUN
     _parsed = False
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -67,18 +69,22 @@ class Command(BaseCommand):
         add = parser.add_argument
         add("words", nargs="*", metavar="-- command [args]", help="the command and its arguments")
         add("--exec", action="store_true", help="the words are a whole command, not a management command")
-        add("--image", help="default: COMMAND_IMAGE of the settings, which build_job_image makes")
-        add("--name", help="name of the job; default: the command's")
-        add("--memory", type=int, metavar="MB", help="memory limit in megabytes")
-        add("--cpus", type=float, metavar="CORES", help="CPU limit in cores")
-        add("--timeout", type=int, metavar="SECONDS", help="time limit")
+        add(
+            "--image",
+            metavar="IMAGE",
+            help="default: COMMAND_IMAGE of the settings, which build_job_image makes",
+        )
+        add("--name", metavar="NAME", help="name of the job; default: the command's")
+        add("--memory", type=int, metavar="MB", help="default: DEFAULT_MEMORY_LIMIT of the settings")
+        add("--cpus", type=float, metavar="CORES", help="default: DEFAULT_CPU_LIMIT")
+        add("--timeout", type=int, metavar="SECONDS", help="default: DEFAULT_TIMEOUT_SECONDS")
         add("--env", action="append", metavar="KEY[=VALUE]", help="repeatable; KEY alone: value from here")
-        add("--template", metavar="NAME", help="environment template")
+        add("--template", metavar="NAME", help="environment template, whose variables --env overrides")
         add("--network", action="append", metavar="NAME[:ALIAS,...]", help="network to join; repeatable")
-        add("--workdir", metavar="PATH", help="working directory in the container")
+        add("--workdir", metavar="PATH", help="working directory in the container; default: the image's")
         add("--host", metavar="NAME", help="the host to run on; default: placed by weight and free slots")
-        add("--priority", type=int, metavar="N", help="higher goes first")
-        add("--user", metavar="UID:GID", help="numeric ids above 1000")
+        add("--priority", type=int, metavar="N", help="higher goes first; default: 0")
+        add("--user", metavar="UID:GID", help="numeric ids above 1000; default: DEFAULT_USER")
         add("--writable-root", action="store_true", help="writable root filesystem, where policy allows it")
         add("--detach", action="store_true", help="enqueue only, and print the job's id alone")
         add("--quiet", action="store_true", help="the job's output alone; errors of our own still show")
@@ -228,10 +234,9 @@ def _enqueued(words: Sequence[str], options: Mapping[str, Any]) -> ContainerJob:
     except ConfigurationError as error:
         raise _refusal(str(error)) from error
     except DatabaseError as error:
-        raise _refusal(
-            f"the database refused the job: {str(error).strip()}. Its tables are made by: "
-            "python manage.py migrate"
-        ) from error
+        if tables_problem():
+            raise  # which is said in one place
+        raise _refusal(f"the database refused the job: {str(error).strip()}") from error
 
 
 def _fields(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,8 +262,8 @@ def _project_image() -> str:
     if not image:
         raise InvalidJob(
             "docker_image",
-            "none is given, and CONTAINER_MANAGER_SETTINGS['COMMAND_IMAGE'] is empty. "
-            "Name one, or build the project's with: python manage.py build_job_image",
+            "no image is given and CONTAINER_MANAGER_SETTINGS['COMMAND_IMAGE'] is empty. "
+            "Set it to the tag that `build_job_image` printed, or build the image first.",
         )
     return image
 

@@ -67,15 +67,37 @@ def test_a_first_wait_beyond_the_usual_ceiling_lifts_it() -> None:
     assert parse_retry({"attempts": 2, "backoff_seconds": 3600}).max_backoff_seconds == 3600
 
 
-@given(luck=st.floats(0, 1), failures=st.integers(0, 2000), jitter=st.floats(0, 1), base=st.floats(0, 600))
+@pytest.mark.parametrize("factor", [1, 10, 100])
+def test_a_job_that_failed_very_often_waits_as_long_as_the_ceiling_says(factor: float) -> None:
+    policy = RetryPolicy(attempts=1000, backoff_seconds=10, factor=factor, jitter=0, max_backoff_seconds=60)
+    assert {policy.backoff(failures, luck=0.5) for failures in (310, 999)} == {10 if factor == 1 else 60}
+
+
+def test_chance_spreads_jobs_at_the_ceiling_as_well() -> None:
+    policy = RetryPolicy(attempts=1000, backoff_seconds=10, jitter=0.2, max_backoff_seconds=100)
+    assert policy.backoff(50, luck=0) == 80
+
+
+@given(
+    luck=st.floats(0, 1),
+    failures=st.integers(0, 2000),
+    jitter=st.floats(0, 1),
+    base=st.just(0.0) | st.floats(0.001, 600),
+    factor=st.floats(1, 100),
+)
 def test_no_wait_is_negative_or_above_its_ceiling(
-    luck: float, failures: int, jitter: float, base: float
+    luck: float, failures: int, jitter: float, base: float, factor: float
 ) -> None:
-    policy = RetryPolicy(attempts=1000, backoff_seconds=base, jitter=jitter, max_backoff_seconds=600)
+    policy = RetryPolicy(
+        attempts=1000, backoff_seconds=base, factor=factor, jitter=jitter, max_backoff_seconds=600
+    )
     wait = policy.backoff(failures, luck=luck)
     assert 0 <= wait <= 600
-    grown = min(600, base * 2.0 ** min(max(0, failures - 1), 1000))
-    assert wait <= min(600, grown * (1 + jitter) + 1e-9)
+    try:
+        grown = min(600, base * factor ** max(0, failures - 1))
+    except OverflowError:
+        grown = min(600, base * 1e6)
+    assert wait <= min(600, grown * (1 + jitter) * 1.001)
 
 
 def test_the_attempts_are_counted_the_first_one_included() -> None:
