@@ -195,9 +195,6 @@ def refuse(
     else:
         reason = error.reason if isinstance(error, JobFault) else ExitReason.CREATE_ERROR
         message, docker_log = error.explained(), error.detail
-    nothing = LogState(
-        chunk_count=0, cursor=None, stdout_bytes=0, stderr_bytes=0, complete=False, truncated=False
-    )
     finish(
         lease,
         job,
@@ -207,7 +204,7 @@ def refuse(
         finished_at=None,
         worker=worker,
         usage=Usage(),
-        logs=nothing,
+        logs=LogState.empty(),
         chunks=(),
         docker_log=docker_log,
     )
