@@ -218,7 +218,7 @@ class Seats:
             from_start=stored_chunks(execution),
             from_end=stored_chunks(execution, backwards=True),
         )
-        run.engine_log.extend(job.docker_log.splitlines())
+        run.engine_log.restore(job.docker_log)
         run.announced = run.ever_running = job.status == Status.RUNNING
         run.container_id, run.started_at = execution.container_id, job.started_at
         return Held(job=job, execution=execution, run=run, seat=seat, lease=tenure.lease)

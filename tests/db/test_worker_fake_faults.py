@@ -12,7 +12,7 @@ import pytest
 from django.utils import timezone
 
 from container_manager import lifecycle
-from container_manager.core.errors import EngineFault, HostFault, HostTimeout
+from container_manager.core.errors import EngineFault, HostFault, HostTimeout, RegistryTrouble
 from container_manager.core.spec import ContainerSpec
 from container_manager.models import (
     ContainerJob,
@@ -501,6 +501,45 @@ def test_a_job_that_no_host_can_run_does_not_hold_up_the_others(
         until(lambda: bad.executions.filter(recorded_at__isnull=False).exists(), "the first failure")
         until_status(make_job(), "completed")
         assert bad.cancel()
+
+
+#: What no encoding and what PostgreSQL does not accept.
+HOSTILE = "no \ud800 and no \0"
+
+
+def test_what_a_registry_says_can_be_stored_whatever_it_is(engine: FakeEngine, host: ExecutorHost) -> None:
+    engine.fail("pull", RegistryTrouble("the registry is in trouble", detail=HOSTILE + "x" * 1_000_000))
+    job = make_job()
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.exit_reason) == ("failed", "image_pull_failed")
+    execution = job.executions.get()
+    event = job.events.get(to_status="failed")
+    for text in (job.exit_message, execution.exit_message, event.message, job.docker_log):
+        assert "no ⟨U+D800⟩ and no ⟨NUL⟩" in text
+        assert "characters are left out here" in text
+        assert len(text) < 20_000
+
+
+def test_what_an_engine_says_of_its_own_trouble_can_be_stored(engine: FakeEngine, host: ExecutorHost) -> None:
+    engine.fail("create", EngineFault(HOSTILE))
+    job = make_job()
+    assert drain() == []
+    job.refresh_from_db()
+    assert job.status == "completed"
+    release = job.events.get(transition="release")
+    first = job.executions.order_by("attempt").first()
+    assert first is not None
+    for text in (release.message, first.exit_message, first.docker_log):
+        assert "no ⟨U+D800⟩ and no ⟨NUL⟩" in text
+
+
+def test_a_note_about_what_is_over_can_be_stored(engine: FakeEngine, host: ExecutorHost) -> None:
+    job = make_job()
+    assert drain() == []
+    lifecycle.note(job.executions.get(), "container_removed", HOSTILE, "worker")
+    job.refresh_from_db()
+    assert job.docker_log.endswith("no ⟨U+D800⟩ and no ⟨NUL⟩\n")
 
 
 def test_a_log_that_cannot_be_read_does_not_keep_the_job_for_ever(
