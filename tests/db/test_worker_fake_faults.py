@@ -444,6 +444,50 @@ def test_a_host_that_is_switched_off_finishes_what_it_has(
     assert (waiting.status, waiting.attempt) == ("pending", 0)
 
 
+# ------------------------------------------------------------------- an engine whose clock is wrong
+
+
+@pytest.fixture(params=[-300, 300])
+def wrong_clock(request: pytest.FixtureRequest, engine: FakeEngine) -> FakeEngine:
+    """The engine with its clock some minutes off."""
+    engine.clock = lambda: time.time_ns() + request.param * 10**9
+    return engine
+
+
+def test_a_job_that_ends_before_its_deadline_succeeds(wrong_clock: FakeEngine, host: ExecutorHost) -> None:
+    job = make_job(deadline_seconds=60)
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.exit_reason) == ("completed", "success")
+
+
+def test_a_job_that_ended_before_its_owner_wanted_it_is_as_it_ended(
+    wrong_clock: FakeEngine, host: ExecutorHost
+) -> None:
+    wrong_clock.default = held_run()
+    with working():
+        job = until_status(make_job(), "running")
+    wrong_clock.finish(job.container_name)
+    assert job.cancel()
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.exit_reason) == ("completed", "success")
+
+
+def test_a_deadline_that_passed_unseen_before_the_end_is_told(
+    wrong_clock: FakeEngine, host: ExecutorHost
+) -> None:
+    wrong_clock.default = held_run()
+    with working():
+        job = until_status(make_job(deadline_seconds=60), "running")
+    # As if the minute had gone by while no worker was there.
+    ContainerJob.objects.filter(pk=job.pk).update(deadline_at=timezone.now() - timedelta(seconds=5))
+    wrong_clock.finish(job.container_name, 143)
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.exit_reason) == ("timeout", "deadline_exceeded")
+
+
 # ------------------------------------------------------------------------- what comes at the wrong moment
 
 
