@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -23,11 +23,11 @@ class Usage:
 
 
 class Chunk(NamedTuple):
-    """A run of encoded frames on its way to a `LogChunk` row."""
+    """A run of encoded frames, as in a `LogChunk` row."""
 
     sequence: int
     data: bytes
-    last_timestamp_ns: int
+    last_timestamp_ns: int  # the newest in the log up to here; the two streams' times may cross
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +40,21 @@ class LogState:
     stderr_bytes: int
     complete: bool
     truncated: bool
+    stored_bytes: int = 0  # both streams, with what each frame takes on top
+    open_streams: int | None = None  # whose last line has no end yet, as a sum; None: not known
     stdout_text: str | None = None  # None: the column stays as it is
     stderr_text: str | None = None
 
+    @classmethod
+    def empty(cls) -> LogState:
+        """Of a program that never ran."""
+        return cls(
+            chunk_count=0, cursor=None, stdout_bytes=0, stderr_bytes=0, complete=False, truncated=False
+        )
+
+
+#: How many chunks are asked for at once; a full one has 256 KiB.
+_MOST_AT_ONCE = 32
 
 LOG_FIELDS = [
     "log_chunk_count",
@@ -50,6 +62,8 @@ LOG_FIELDS = [
     "log_cursor_frames",
     "stdout_bytes",
     "stderr_bytes",
+    "log_stored_bytes",
+    "log_open_streams",
     "logs_complete",
     "logs_truncated",
 ]
@@ -97,7 +111,40 @@ def apply_logs(execution: ExecutionMetadata, logs: LogState) -> None:
     if logs.cursor is not None:
         execution.log_cursor_ns, execution.log_cursor_frames = logs.cursor
     execution.stdout_bytes, execution.stderr_bytes = logs.stdout_bytes, logs.stderr_bytes
+    execution.log_stored_bytes, execution.log_open_streams = logs.stored_bytes, logs.open_streams
     execution.logs_complete, execution.logs_truncated = logs.complete, logs.truncated
+
+
+def stored_state(execution: ExecutionMetadata) -> LogState:
+    """What `apply_logs` has put there."""
+    return LogState(
+        chunk_count=execution.log_chunk_count,
+        cursor=execution.log_cursor,
+        stdout_bytes=execution.stdout_bytes,
+        stderr_bytes=execution.stderr_bytes,
+        complete=execution.logs_complete,
+        truncated=execution.logs_truncated,
+        stored_bytes=execution.log_stored_bytes,
+        open_streams=execution.log_open_streams,
+    )
+
+
+def stored_chunks(execution: ExecutionMetadata, *, backwards: bool = False) -> Iterator[Chunk]:
+    """The stored log from its start, or its end, as far as it is read.
+
+    A job that writes a line now and then has small chunks, one that floods has full ones: the first is
+    asked for alone, then twice as many each time, up to a few megabytes.
+    """
+    count, done, at_once = execution.log_chunk_count, 0, 1
+    while done < count:
+        low, high = done, min(done + at_once, count)
+        if backwards:
+            low, high = count - high, count - low
+        rows = execution.log_chunks.filter(sequence__gte=low, sequence__lt=high)
+        for row in rows.order_by("-sequence" if backwards else "sequence"):
+            yield Chunk(row.sequence, bytes(row.data), row.last_timestamp_ns)
+        done += at_once
+        at_once = min(2 * at_once, _MOST_AT_ONCE)
 
 
 def log_columns(logs: LogState) -> dict[str, str]:

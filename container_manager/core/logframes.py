@@ -12,15 +12,23 @@ from collections.abc import Iterable, Iterator
 from container_manager.core.observation import LogFrame
 
 _RECORD = struct.Struct(">BQI")
+#: What a frame takes on top of its payload.
+RECORD_BYTES = _RECORD.size
+
+
+def append(packed: bytearray, frame: LogFrame) -> None:
+    """Pack one frame more into the stored form."""
+    stream, timestamp_ns, payload = frame
+    packed += _RECORD.pack(stream, timestamp_ns, len(payload))
+    packed += payload
 
 
 def encode(frames: Iterable[LogFrame]) -> bytes:
     """Pack frames into the stored form."""
-    parts: list[bytes] = []
-    for stream, timestamp_ns, payload in frames:
-        parts.append(_RECORD.pack(stream, timestamp_ns, len(payload)))
-        parts.append(payload)
-    return b"".join(parts)
+    packed = bytearray()
+    for frame in frames:
+        append(packed, frame)
+    return bytes(packed)
 
 
 def decode(data: bytes) -> Iterator[LogFrame]:

@@ -98,13 +98,29 @@ class BoundedLog:
         self._tail_cost = 0
         self.total_bytes = 0
 
+    @property
+    def head_is_full(self) -> bool:
+        """Whether what comes now can only change the tail."""
+        return not self._head_open
+
+    def is_tail(self, cost: int) -> bool:
+        """Whether last frames of this `line_cost` are all that the tail shows."""
+        return cost >= self._tail_limit
+
+    def skip(self, total_bytes: int) -> None:
+        """Go on behind a gap: what was added so far is the head, and `total_bytes` of the stream are over."""
+        self._head_open = False
+        self._tail.clear()
+        self._tail_cost = 0
+        self.total_bytes = total_bytes
+
     def add(self, frame: LogFrame) -> None:
         """Take the next frame of the stream."""
         payload = frame.payload
         if not payload:
             return
         self.total_bytes += len(payload)
-        cost = _cost(payload)
+        cost = line_cost(payload)
         if self._head_open:
             if cost <= self._head_room:
                 self._head.append(frame)
@@ -115,12 +131,12 @@ class BoundedLog:
             if cut:
                 self._head.append(frame._replace(payload=payload[:cut]))
                 frame = frame._replace(payload=payload[cut:])
-                cost = _cost(frame.payload)
+                cost = line_cost(frame.payload)
         tail = self._tail
         tail.append(frame)
         self._tail_cost += cost
         while len(tail) > 1:
-            oldest = _cost(tail[0].payload)
+            oldest = line_cost(tail[0].payload)
             if self._tail_cost - oldest < self._tail_limit:
                 break
             self._tail_cost -= oldest
@@ -132,7 +148,7 @@ class BoundedLog:
         head, tail = list(self._head), list(self._tail)
         if self._tail_cost > self._tail_limit:
             first = tail[0].payload
-            room = self._tail_limit - (self._tail_cost - _cost(first))
+            room = self._tail_limit - (self._tail_cost - line_cost(first))
             tail[0] = tail[0]._replace(payload=first[_end(first, room) :])
         if _size(head) + _size(tail) == self.total_bytes:
             return render([*head, *tail])
@@ -145,7 +161,7 @@ class BoundedLog:
         return f"{above}{line_end}{MARK.format(count=count, stream=self._stream)}{render(tail)}"
 
 
-def _cost(payload: bytes) -> int:
+def line_cost(payload: bytes) -> int:
     """The most characters that a payload can become: each of its lines may get a timestamp."""
     return len(payload) + STAMP_LENGTH * (payload.count(b"\n", 0, -1) + 1)
 

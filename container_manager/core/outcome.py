@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -189,17 +189,24 @@ def missed_intent(
     timeout_seconds: int,
     cancel_requested_at: datetime | None,
     deadline_at: datetime | None,
+    engine_ahead: timedelta = timedelta(),
 ) -> Intent:
     """What was to be done to a container before it ended, by the times alone.
 
     For one that ended while nobody could see to it: the worker that asked it to stop, or should have, died.
+
+    Three clocks meet here. An observation's times are the engine's, which may be minutes off. A wish and a
+    deadline count by the database's, as everywhere (`models.clock`). The worker's own may be an hour wrong:
+    it only carries from one to the other. `engine_ahead`: how far the engine's is ahead of the database's, to
+    the moment that the engine took to tell its time.
     """
     started, finished = observation.started_at, observation.finished_at
     if finished is None:
         return Intent.NONE
-    if cancel_requested_at is not None and cancel_requested_at <= finished:
+    ended = finished - engine_ahead  # by the database's clock
+    if cancel_requested_at is not None and cancel_requested_at <= ended:
         return Intent.CANCEL
-    if deadline_at is not None and deadline_at <= finished:
+    if deadline_at is not None and deadline_at <= ended:
         return Intent.DEADLINE
     if started is not None and (finished - started).total_seconds() >= timeout_seconds:
         return Intent.TIMEOUT

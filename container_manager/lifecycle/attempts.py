@@ -1,11 +1,13 @@
 """What a worker does with the attempts that it holds: start, log, end, give back, take over.
 
-All but `note` begin with the fence, which locks the worker's lease or raises LeaseLost.
+All but `note` begin with the fence, which locks the worker's lease or raises LeaseLost. What engines and
+registries say enters the records here, by way of `core.enginetext`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +16,7 @@ from django.db.models import F, QuerySet, TextField, Value
 from django.db.models.functions import Concat
 from django.utils import timezone
 
+from container_manager.core.enginetext import log_text, message_text
 from container_manager.core.errors import ExecutorError, InvalidJob, JobFault
 from container_manager.core.outcome import ExitReason, Outcome, rejected
 from container_manager.core.retry import Again
@@ -57,6 +60,7 @@ def start(
     """The container runs: launching -> running. False when the job is not ours to move any more."""
     with transaction.atomic(using=alias()):
         EngineLease.fence(lease)
+        docker_log = log_text(docker_log)
         fields = {"started_at": at, "docker_log": docker_log}
         event = move(job, Transition.START, Status.RUNNING, fields, lease=lease, actor=worker)
         if event is None:
@@ -90,6 +94,8 @@ def finish(
     same and False is returned.
     """
     now = timezone.now()
+    outcome = replace(outcome, message=message_text(outcome.message))
+    docker_log = log_text(docker_log)
     target = outcome.status
     with transaction.atomic(using=alias()):
         EngineLease.fence(lease)
@@ -146,6 +152,7 @@ def release(
     It is claimed again after `wait_seconds`. One that its owner wants ended does not go back into the queue:
     launching -> cancelled.
     """
+    message, docker_log = message_text(message), log_text(docker_log)
     with transaction.atomic(using=alias()):
         EngineLease.fence(lease)
         execution.recorded_at, execution.exit_message = timezone.now(), message
@@ -195,9 +202,6 @@ def refuse(
     else:
         reason = error.reason if isinstance(error, JobFault) else ExitReason.CREATE_ERROR
         message, docker_log = error.explained(), error.detail
-    nothing = LogState(
-        chunk_count=0, cursor=None, stdout_bytes=0, stderr_bytes=0, complete=False, truncated=False
-    )
     finish(
         lease,
         job,
@@ -207,7 +211,7 @@ def refuse(
         finished_at=None,
         worker=worker,
         usage=Usage(),
-        logs=nothing,
+        logs=LogState.empty(),
         chunks=(),
         docker_log=docker_log,
     )
@@ -279,6 +283,7 @@ def _take(
 
 def note(execution: ExecutionMetadata, what: str, message: str, worker: str) -> None:
     """Put into the record what was found of an attempt that is over; no status changes."""
+    message = message_text(message)
     line = f"{timezone.now():%Y-%m-%dT%H:%M:%S}Z {message}\n"
     with transaction.atomic(using=alias()):
         job = execution.job

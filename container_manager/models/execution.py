@@ -51,9 +51,12 @@ class ExecutionMetadata(models.Model):
 
     stdout_bytes = models.BigIntegerField(default=0)
     stderr_bytes = models.BigIntegerField(default=0)
+    log_stored_bytes = models.BigIntegerField(default=0)  # both streams, with what each frame takes on top
     log_chunk_count = models.PositiveIntegerField(default=0)
     log_cursor_ns = models.BigIntegerField(null=True, blank=True)
     log_cursor_frames = models.PositiveIntegerField(default=0)
+    # The streams whose last line has no end yet, as a sum of their numbers; null: not known.
+    log_open_streams = models.PositiveSmallIntegerField(null=True, blank=True)
     logs_complete = models.BooleanField(default=False)  # read to the container's end
     logs_pruned = models.BooleanField(default=False)  # deleted since, by the retention rules
     logs_truncated = models.BooleanField(default=False)  # more was written than LOG_MAX_BYTES

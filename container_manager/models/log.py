@@ -18,7 +18,7 @@ class LogChunk(models.Model):
     )
     sequence = models.PositiveIntegerField()
     data = models.BinaryField()
-    last_timestamp_ns = models.BigIntegerField()
+    last_timestamp_ns = models.BigIntegerField()  # the newest in the log up to here
 
     class Meta:
         ordering = ["execution", "sequence"]

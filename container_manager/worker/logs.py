@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-from container_manager.core.logframes import encode
-from container_manager.core.logtext import CAP_MARK, BoundedLog
-from container_manager.core.observation import STDOUT, LogCursor, LogFrame
+from container_manager.core.logframes import RECORD_BYTES, append, decode
+from container_manager.core.logtext import CAP_MARK, BoundedLog, line_cost
+from container_manager.core.observation import STDERR, STDOUT, LogCursor, LogFrame
 from container_manager.records import Chunk, LogState
 
+#: A chunk as it is held and stored, but for the frame that fills it.
 CHUNK_BYTES = 256 * 1024
+#: What is stored may be this many times the output that is kept, and one chunk more. Each frame takes a few
+#: bytes on top of its payload; lines of 13 bytes or more on the average never come near.
+STORED_FACTOR = 2
 #: How old the first frame of a batch may get before it is sent: live views wait no longer than this.
 FLUSH_SECONDS = 0.25
 #: The columns on the job's own row are rewritten no more often than this; chunks come first.
@@ -33,13 +37,18 @@ class LogBuffer:
     def __init__(self, *, column_bytes: int, max_bytes: int, emit: Emit) -> None:
         self._emit = emit
         self._max_bytes = max_bytes
+        self._max_stored = STORED_FACTOR * max_bytes + CHUNK_BYTES
+        #: How much of either end is read to show what another worker has stored.
+        self._most_restored = 2 * max(CHUNK_BYTES, column_bytes)
         self._lock = threading.Lock()
-        self._frames: list[LogFrame] = []
-        self._buffered = 0
+        self._packed = bytearray()  # and not frames: a small one takes ten times its bytes as an object
+        self._stored = 0  # and what is packed
         self._sequence = 0
         self._reader = 0
         self._stdout = BoundedLog(column_bytes, "stdout")
         self._stderr = BoundedLog(column_bytes, "stderr")
+        self._columns = {STDOUT: self._stdout, STDERR: self._stderr}
+        self._as_stored: set[int] = set()  # streams whose stored column shows more than we could
         self._columns_sent_at = 0.0
         #: The columns show less than what was sent: flush again, or a job that falls silent leaves them so.
         self.columns_due = False
@@ -48,13 +57,72 @@ class LogBuffer:
         self.truncated = False
         self.complete = False
 
-    def restore(self, frames: Iterable[LogFrame], *, chunk_count: int, cursor: LogCursor | None) -> None:
-        """Continue where another worker stopped; `frames` is what it has stored."""
-        for frame in frames:
-            self._shown(frame)
-            self._position.see(frame)
-        self._sequence = chunk_count
-        self._position.restore(cursor)
+    def restore(self, state: LogState, *, from_start: Iterable[Chunk], from_end: Iterable[Chunk]) -> None:
+        """Continue where another worker stopped, at a cost that does not grow with its log.
+
+        `state` and the chunks, from either end, are what it has stored. Of those no more is read than the
+        columns show, and no more than a bound: what a stream wrote rarely and in the middle is counted as
+        left out as soon as it writes again, and until then its column stays as it is.
+        """
+        totals = {STDOUT: state.stdout_bytes, STDERR: state.stderr_bytes}
+        self._sequence, self.truncated = state.chunk_count, state.truncated
+        self._stored = max(state.stored_bytes, sum(totals.values()))
+        read = self._restore_heads(from_start, totals)
+        if read < state.chunk_count:
+            self._restore_tails(from_end, totals, read)
+        # Not known of what an older version stored: then each may be open.
+        unknown = sum(stream for stream, total in totals.items() if total)
+        self._position.restore(state.cursor, unknown if state.open_streams is None else state.open_streams)
+
+    def _restore_heads(self, chunks: Iterable[Chunk], totals: Mapping[int, int]) -> int:
+        """Show what the log began with; returns how many chunks that took."""
+        count = size = 0
+        for chunk in chunks:
+            for frame in decode(chunk.data):
+                self._shown(frame)
+                self._position.see(frame)
+            self._position.reach(chunk.last_timestamp_ns)
+            count, size = chunk.sequence + 1, size + len(chunk.data)
+            needed = any(
+                not column.head_is_full and column.total_bytes < totals[stream]
+                for stream, column in self._columns.items()
+            )
+            if not needed or size >= self._most_restored:
+                break
+        return count
+
+    def _restore_tails(self, chunks: Iterable[Chunk], totals: Mapping[int, int], first: int) -> None:
+        """Show what the log ended with; the chunks before `first` are shown already."""
+        newest_first: list[list[LogFrame]] = []
+        cost, missing = (
+            dict.fromkeys(totals, 0),
+            {s: totals[s] - c.total_bytes for s, c in self._columns.items()},
+        )
+        size = 0
+        for chunk in chunks:
+            if chunk.sequence < first:
+                break
+            newest_first.append(list(decode(chunk.data)))
+            for frame in newest_first[-1]:
+                cost[frame.stream] += line_cost(frame.payload) if frame.payload else 0
+                missing[frame.stream] -= len(frame.payload)
+            self._position.reach(chunk.last_timestamp_ns)
+            size += len(chunk.data)
+            needed = any(
+                missing[stream] and not column.is_tail(cost[stream])
+                for stream, column in self._columns.items()
+            )
+            if not needed or size >= self._most_restored:
+                break
+        for stream, column in self._columns.items():
+            if missing[stream]:
+                if not cost[stream]:
+                    self._as_stored.add(stream)
+                column.skip(column.total_bytes + missing[stream])
+        for frames in reversed(newest_first):
+            for frame in frames:
+                self._columns[frame.stream].add(frame)
+                self._position.see(frame)
 
     def add(self, frame: LogFrame, *, reader: int | None = None) -> bool:
         """Take one frame. True when it is the first of a new batch. Nothing beyond the cap is kept.
@@ -64,16 +132,18 @@ class LogBuffer:
         with self._lock:
             if self.truncated or (reader is not None and reader != self._reader):
                 return False
-            if self._stdout.total_bytes + self._stderr.total_bytes + len(frame.payload) > self._max_bytes:
+            output = self._stdout.total_bytes + self._stderr.total_bytes + len(frame.payload)
+            stored = self._stored + RECORD_BYTES + len(frame.payload)
+            if output > self._max_bytes or stored > self._max_stored:
                 self.truncated = True
                 return False
-            first = not self._frames
+            first = not self._packed
             self.read_at = time.monotonic()
-            self._frames.append(frame)
-            self._buffered += len(frame.payload)
+            append(self._packed, frame)
+            self._stored = stored
             self._shown(frame)
             self._position.pass_frame(frame)
-            if self._buffered >= CHUNK_BYTES:
+            if len(self._packed) >= CHUNK_BYTES:
                 self._flush(block=True)
             return first
 
@@ -97,7 +167,7 @@ class LogBuffer:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            if self._frames:
+            if self._packed:
                 return self._flush(block=False)
             if self.columns_due:
                 self._flush_columns()
@@ -114,7 +184,7 @@ class LogBuffer:
         if not self._lock.acquire(timeout=patience):
             return None, self._state(with_columns=False)
         try:
-            chunk = self._chunk() if self._frames else None
+            chunk = self._chunk() if self._packed else None
             self._taken()
             return chunk, self._state(with_columns=True)
         finally:
@@ -131,7 +201,7 @@ class LogBuffer:
         if with_columns:
             self._columns_sent_at = now
         self.columns_due = not with_columns
-        self._frames, self._buffered = [], 0
+        self._packed.clear()
         return True
 
     def _flush_columns(self) -> None:
@@ -141,12 +211,12 @@ class LogBuffer:
             self._columns_sent_at, self.columns_due = now, False
 
     def _taken(self) -> None:
-        if self._frames:
+        if self._packed:
             self._sequence += 1
-            self._frames, self._buffered = [], 0
+            self._packed.clear()
 
     def _chunk(self) -> Chunk:
-        return Chunk(self._sequence, encode(self._frames), self._frames[-1].timestamp_ns)
+        return Chunk(self._sequence, bytes(self._packed), self._position.newest)
 
     def _state(self, *, with_columns: bool) -> LogState:
         return LogState(
@@ -156,18 +226,23 @@ class LogBuffer:
             stderr_bytes=self._stderr.total_bytes,
             complete=self.complete and not self.truncated,
             truncated=self.truncated,
-            stdout_text=self._text(self._stdout) if with_columns else None,
-            stderr_text=self._text(self._stderr) if with_columns else None,
+            stored_bytes=self._stored,
+            open_streams=self._position.open_streams,
+            stdout_text=self._text(STDOUT) if with_columns else None,
+            stderr_text=self._text(STDERR) if with_columns else None,
         )
 
-    def _text(self, shown: BoundedLog) -> str:
-        text = shown.text
+    def _text(self, stream: int) -> str | None:
+        if stream in self._as_stored:
+            return None
+        text = self._columns[stream].text
         if not self.truncated:
             return text
         return f"{text}{'' if text.endswith(chr(10)) or not text else chr(10)}{CAP_MARK}"
 
     def _shown(self, frame: LogFrame) -> None:
-        (self._stdout if frame.stream == STDOUT else self._stderr).add(frame)
+        self._columns[frame.stream].add(frame)
+        self._as_stored.discard(frame.stream)
 
 
 class _Position:
@@ -178,7 +253,7 @@ class _Position:
     """
 
     def __init__(self) -> None:
-        self._newest = 0
+        self.newest = 0  # timestamp
         self._older = [0, 0]  # timestamp, frames at or after it
         self._younger = [0, 0]
         self._any = False
@@ -186,9 +261,10 @@ class _Position:
         # is open, the anchors stay where they are.
         self._unfinished: set[int] = set()
 
-    def restore(self, cursor: LogCursor | None) -> None:
+    def restore(self, cursor: LogCursor | None, open_streams: int) -> None:
+        self._unfinished = {stream for stream in (STDOUT, STDERR) if stream & open_streams}
         if cursor is not None:
-            self._newest = max(self._newest, cursor.timestamp_ns)
+            self.reach(cursor.timestamp_ns)
             self._older, self._younger, self._any = list(cursor), list(cursor), True
 
     def pass_frame(self, frame: LogFrame) -> None:
@@ -197,16 +273,25 @@ class _Position:
             if frame.timestamp_ns >= anchor[0]:
                 anchor[1] += 1
         self.see(frame)
-        if not self._unfinished and self._newest - self._younger[0] > LOOK_BACK_NS:
-            self._older, self._younger = self._younger, [self._newest + 1, 0]
+        if not self._unfinished and self.newest - self._younger[0] > LOOK_BACK_NS:
+            self._older, self._younger = self._younger, [self.newest + 1, 0]
 
     def see(self, frame: LogFrame) -> None:
         """Learn from a frame that is counted already, or will be."""
-        self._newest = max(self._newest, frame.timestamp_ns)
+        self.reach(frame.timestamp_ns)
         if frame.payload.endswith(b"\n"):
             self._unfinished.discard(frame.stream)
         else:
             self._unfinished.add(frame.stream)
+
+    def reach(self, timestamp_ns: int) -> None:
+        """Learn that the log goes on to here."""
+        self.newest = max(self.newest, timestamp_ns)
+
+    @property
+    def open_streams(self) -> int:
+        """The streams whose last line has no end yet, as a sum: their numbers are bits."""
+        return sum(self._unfinished)
 
     @property
     def cursor(self) -> LogCursor | None:

@@ -7,7 +7,7 @@ import random
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.utils import timezone
 
@@ -30,6 +30,7 @@ from container_manager.core.spec import container_name
 from container_manager.core.states import Status
 from container_manager.models import ContainerJob, ExecutionMetadata
 from container_manager.models.admission import retry_of
+from container_manager.models.clock import Now
 from container_manager.models.lease import HeldLease
 from container_manager.records import Usage
 from container_manager.worker.hosts import HostSeat
@@ -136,6 +137,7 @@ class Recorder:
                 timeout_seconds=held.job.timeout_seconds,
                 cancel_requested_at=held.job.cancel_requested_at,
                 deadline_at=held.job.deadline_at,
+                engine_ahead=_engine_ahead(held),
             ),
         )
         if outcome.reason in _BY_ANOTHER_HAND and _cancel_was_requested(held.job):
@@ -262,6 +264,17 @@ def _usage(held: Held, outcome: Outcome, fact: Exited | None) -> Usage:
     limit = held.run.spec.memory_bytes
     peak = max(limit, fact.usage.max_memory_bytes or 0)
     return replace(fact.usage, max_memory_bytes=peak, memory_source="limit")
+
+
+def _engine_ahead(held: Held) -> timedelta:
+    """How far the engine's clock is ahead of the database's; asked only where times of both are compared."""
+    if held.job.cancel_requested_at is None and held.job.deadline_at is None:
+        return timedelta()
+    facts, row = held.seat.facts, ContainerJob.objects.filter(pk=held.job.pk)
+    database_now: datetime | None = row.annotate(now=Now()).values_list("now", flat=True).first()
+    if facts is None or database_now is None:
+        return timedelta()
+    return timezone.now() + facts.clock_offset - database_now
 
 
 def _cancel_was_requested(job: ContainerJob) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum, auto
 
+from container_manager.core.enginetext import BoundedLines
 from container_manager.core.observation import UsageSample
 from container_manager.core.outcome import Intent
 from container_manager.core.spec import ContainerSpec
@@ -60,7 +61,8 @@ class Run:
     last_sample: UsageSample | None = None
     peak_bytes: int | None = None
     peak_is_kernels: bool = False
-    engine_log: list[str] = field(default_factory=list)
+    engine_log: BoundedLines = field(default_factory=BoundedLines)
+    note_lock: threading.Lock = field(default_factory=threading.Lock)  # notes are made under `lock`, too
 
     @property
     def name(self) -> str:
@@ -84,11 +86,13 @@ class Run:
         """Add a line to what the engine did and said."""
         moment = (at or datetime.now(UTC)).astimezone(UTC)
         stamp = moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
-        self.engine_log.append(f"{stamp} {text}")
+        with self.note_lock:
+            self.engine_log.add(f"{stamp} {text}")
 
     def engine_log_text(self) -> str:
         """The engine's part of the record so far."""
-        return "\n".join(self.engine_log) + "\n" if self.engine_log else ""
+        with self.note_lock:
+            return self.engine_log.text
 
     def take_sample(self, sample: UsageSample) -> None:
         """Keep the newest counters and the highest memory."""

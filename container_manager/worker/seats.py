@@ -13,6 +13,7 @@ from container_manager.core.errors import HostMismatch, InvalidJob, LeaseLost
 from container_manager.core.states import Status
 from container_manager.models import ContainerJob, EngineLease, ExecutionMetadata, ExecutorHost
 from container_manager.models.admission import move_what_does_not_fit
+from container_manager.records import stored_chunks, stored_state
 from container_manager.worker.hands import Hands
 from container_manager.worker.hosts import HostSeat
 from container_manager.worker.leases import LeaseKeeper, Tenure
@@ -227,9 +228,11 @@ class Seats:
             lifecycle.refuse(tenure.lease, job, execution, refusal, worker=self._worker)
             return None
         run.logs.restore(
-            execution.iter_frames(), chunk_count=execution.log_chunk_count, cursor=execution.log_cursor
+            stored_state(execution),
+            from_start=stored_chunks(execution),
+            from_end=stored_chunks(execution, backwards=True),
         )
-        run.engine_log.extend(job.docker_log.splitlines())
+        run.engine_log.restore(job.docker_log)
         run.announced = run.ever_running = job.status == Status.RUNNING
         run.container_id, run.started_at = execution.container_id, job.started_at
         return Held(job=job, execution=execution, run=run, seat=seat, lease=tenure.lease)

@@ -232,8 +232,7 @@ def test_whoever_reads_on_at_the_cursor_misses_nothing_and_repeats_nothing(
         assert buffer.flush()
         successor = a_buffer(sink)  # the next worker, from what is stored
         if sink.states:
-            state = sink.states[-1]
-            successor.restore(sink.frames(), chunk_count=state.chunk_count, cursor=state.cursor)
+            successor.restore(sink.states[-1], from_start=sink.chunks, from_end=reversed(sink.chunks))
         buffer = successor
     for frame in read_since(log, buffer.cursor):
         buffer.add(frame)

@@ -11,18 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from container_manager import lifecycle
+from container_manager.conf import Settings
+from container_manager.core.logtext import BoundedLog
+from container_manager.core.observation import STDERR, STDOUT, LogFrame
 from container_manager.identity import ProcessIdentity
-from container_manager.models import EngineLease, ExecutorHost, JobEvent, RegisteredWorker
+from container_manager.models import (
+    ContainerJob,
+    EngineLease,
+    ExecutorHost,
+    JobEvent,
+    LogChunk,
+    RegisteredWorker,
+)
 from container_manager.models.lease import HeldLease
+from container_manager.records import Chunk, LogState
 from container_manager.testing import FakeEngine, FakeRun, fake_engine, forget_fake_engines
 from container_manager.worker.hosts import Absence
 from container_manager.worker.leases import LeaseKeeper
+from container_manager.worker.logs import LogBuffer
 from container_manager.worker.messages import HostUp
 from container_manager.worker.supervisor import Worker
-from tests.db.factories import hold, make_host, make_job
+from tests.db.factories import hold, make_host, make_job, start_job
 from tests.db.workers import DEADLINE_SECONDS, QUICK, drain, until, until_status, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -407,3 +421,85 @@ def test_a_tenure_that_was_ended_lets_nobody_act(engine: FakeEngine, host: Execu
     assert tenure.is_valid()
     tenure.end()
     assert not tenure.is_valid()
+
+
+# ------------------------------------------------------------------------- what was written before
+
+
+def an_orphan_with_output(frames: list[LogFrame], *, flush_every: int) -> ContainerJob:
+    """A running job whose worker is gone, with this output stored."""
+    lease, job = hold(), make_job()
+    execution = start_job(job, lease)
+
+    def store(chunk: Chunk | None, state: LogState, block: bool) -> bool:
+        lifecycle.store_logs(lease, job, execution, [] if chunk is None else [chunk], state)
+        return True
+
+    buffer = LogBuffer(column_bytes=Settings().LOG_COLUMN_BYTES, max_bytes=10**9, emit=store)
+    for number, frame in enumerate(frames, start=1):
+        buffer.add(frame)
+        if number % flush_every == 0:
+            assert buffer.flush()
+    assert buffer.flush()
+    EngineLease.release(lease)
+    job.refresh_from_db()
+    return job
+
+
+def reads_of_output(queries: CaptureQueriesContext) -> list[str]:
+    table = LogChunk._meta.db_table
+    return [q["sql"] for q in queries if q["sql"].startswith("SELECT") and table in q["sql"]]
+
+
+@pytest.mark.parametrize("chunks", [4, 60])
+def test_a_take_over_reads_no_more_than_the_ends_of_a_log(
+    engine: FakeEngine, host: ExecutorHost, chunks: int
+) -> None:
+    frames = [LogFrame(1 + n % 2, 10**18 + n, b"%059d\n" % n) for n in range(chunks * 3000)]
+    job = an_orphan_with_output(frames, flush_every=3000)
+    with CaptureQueriesContext(connection) as queries:
+        drain()
+    assert len(reads_of_output(queries)) == 2
+    job.refresh_from_db()
+    assert job.exit_reason == "removed_externally"
+    execution = job.executions.get()
+    for stream, name, column in ((STDOUT, "stdout", job.stdout_log), (STDERR, "stderr", job.stderr_log)):
+        whole = BoundedLog(Settings().LOG_COLUMN_BYTES, name)
+        for frame in frames:
+            if frame.stream == stream:
+                whole.add(frame)
+        assert column == whole.text
+    assert execution.stdout_bytes == execution.stderr_bytes == chunks * 3000 * 30
+    assert execution.log_stored_bytes == sum(len(chunk.data) for chunk in execution.log_chunks.all())
+
+
+def test_a_take_over_asks_for_many_small_chunks_at_once(engine: FakeEngine, host: ExecutorHost) -> None:
+    frames = [LogFrame(STDOUT, 10**18 + n, b"%d\n" % n) for n in range(200)]
+    job = an_orphan_with_output(frames, flush_every=1)
+    before = job.stdout_log
+    with CaptureQueriesContext(connection) as queries:
+        drain()
+    assert len(reads_of_output(queries)) <= 12
+    job.refresh_from_db()
+    assert job.stdout_log.startswith(before)
+    assert job.clean_output == "".join(f"{n}\n" for n in range(200))
+
+
+def test_a_log_that_was_cut_stays_cut_after_a_take_over(
+    engine: FakeEngine, host: ExecutorHost, settings: Any
+) -> None:
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "LOG_MAX_BYTES": 1000}
+    engine.default = held_run(b"x" * 990 + b"\n" + b"y" * 100 + b"\n")
+    with working():
+        job = make_job()
+        until_status(job, "running")
+        until(lambda: job.executions.filter(logs_truncated=True).exists(), "the cap to be told")
+    with working():
+        until(lambda: JobEvent.objects.filter(job=job, transition="adopt").exists(), "the take-over")
+        engine.write(job.container_name, b"z\n")
+        engine.finish(job.container_name)
+        until_status(job, "completed")
+    execution = job.executions.get()
+    assert (execution.logs_truncated, execution.logs_complete) == (True, False)
+    assert b"".join(job.iter_log("stdout")) == b"x" * 990 + b"\n"
+    assert "LOG_MAX_BYTES" in job.stdout_log

@@ -20,6 +20,7 @@ from container_manager.core.errors import (
     HostTimeout,
     ImageNotFound,
     NetworkNotFound,
+    RegistryTrouble,
 )
 from container_manager.core.observation import HostFacts
 from container_manager.core.spec import ContainerSpec
@@ -539,6 +540,50 @@ def test_a_host_that_is_switched_off_finishes_what_it_has(
     assert (waiting.status, waiting.attempt) == ("pending", 0)
 
 
+# ------------------------------------------------------------------- an engine whose clock is wrong
+
+
+@pytest.fixture(params=[-300, 300])
+def wrong_clock(request: pytest.FixtureRequest, engine: FakeEngine) -> FakeEngine:
+    """The engine with its clock some minutes off."""
+    engine.clock = lambda: time.time_ns() + request.param * 10**9
+    return engine
+
+
+def test_a_job_that_ends_before_its_deadline_succeeds(wrong_clock: FakeEngine, host: ExecutorHost) -> None:
+    job = make_job(deadline_seconds=60)
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.exit_reason) == ("completed", "success")
+
+
+def test_a_job_that_ended_before_its_owner_wanted_it_is_as_it_ended(
+    wrong_clock: FakeEngine, host: ExecutorHost
+) -> None:
+    wrong_clock.default = held_run()
+    with working():
+        job = until_status(make_job(), "running")
+    wrong_clock.finish(job.container_name)
+    assert job.cancel()
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.exit_reason) == ("completed", "success")
+
+
+def test_a_deadline_that_passed_unseen_before_the_end_is_told(
+    wrong_clock: FakeEngine, host: ExecutorHost
+) -> None:
+    wrong_clock.default = held_run()
+    with working():
+        job = until_status(make_job(deadline_seconds=60), "running")
+    # As if the minute had gone by while no worker was there.
+    ContainerJob.objects.filter(pk=job.pk).update(deadline_at=timezone.now() - timedelta(seconds=5))
+    wrong_clock.finish(job.container_name, 143)
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.exit_reason) == ("timeout", "deadline_exceeded")
+
+
 # ------------------------------------------------------------------------- what comes at the wrong moment
 
 
@@ -596,6 +641,45 @@ def test_a_job_that_no_host_can_run_does_not_hold_up_the_others(
         until(lambda: bad.executions.filter(recorded_at__isnull=False).exists(), "the first failure")
         until_status(make_job(), "completed")
         assert bad.cancel()
+
+
+#: What no encoding and what PostgreSQL does not accept.
+HOSTILE = "no \ud800 and no \0"
+
+
+def test_what_a_registry_says_can_be_stored_whatever_it_is(engine: FakeEngine, host: ExecutorHost) -> None:
+    engine.fail("pull", RegistryTrouble("the registry is in trouble", detail=HOSTILE + "x" * 1_000_000))
+    job = make_job()
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.exit_reason) == ("failed", "image_pull_failed")
+    execution = job.executions.get()
+    event = job.events.get(to_status="failed")
+    for text in (job.exit_message, execution.exit_message, event.message, job.docker_log):
+        assert "no ⟨U+D800⟩ and no ⟨NUL⟩" in text
+        assert "characters are left out here" in text
+        assert len(text) < 20_000
+
+
+def test_what_an_engine_says_of_its_own_trouble_can_be_stored(engine: FakeEngine, host: ExecutorHost) -> None:
+    engine.fail("create", EngineFault(HOSTILE))
+    job = make_job()
+    assert drain() == []
+    job.refresh_from_db()
+    assert job.status == "completed"
+    release = job.events.get(transition="release")
+    first = job.executions.order_by("attempt").first()
+    assert first is not None
+    for text in (release.message, first.exit_message, first.docker_log):
+        assert "no ⟨U+D800⟩ and no ⟨NUL⟩" in text
+
+
+def test_a_note_about_what_is_over_can_be_stored(engine: FakeEngine, host: ExecutorHost) -> None:
+    job = make_job()
+    assert drain() == []
+    lifecycle.note(job.executions.get(), "container_removed", HOSTILE, "worker")
+    job.refresh_from_db()
+    assert job.docker_log.endswith("no ⟨U+D800⟩ and no ⟨NUL⟩\n")
 
 
 def test_a_log_that_cannot_be_read_does_not_keep_the_job_for_ever(

@@ -227,6 +227,32 @@ def test_what_was_to_be_done_is_told_by_the_times(
     )
 
 
+@pytest.mark.parametrize("ahead", [-300, 0, 300])
+@pytest.mark.parametrize(
+    ("cancel", "deadline", "intent"),
+    [
+        (None, 11, Intent.NONE),
+        (None, 10, Intent.DEADLINE),
+        (11, None, Intent.NONE),
+        (10, None, Intent.CANCEL),
+    ],
+)
+def test_times_of_two_clocks_are_compared_by_one(
+    cancel: int | None, deadline: int | None, intent: Intent, ahead: int
+) -> None:
+    engine_ahead = timedelta(seconds=ahead)
+    by_the_engine = MOMENT + engine_ahead
+    seen = replace(exited(0), started_at=by_the_engine, finished_at=by_the_engine + timedelta(seconds=10))
+    moments = [None if after is None else MOMENT + timedelta(seconds=after) for after in (cancel, deadline)]
+    assert intent is missed_intent(
+        seen,
+        timeout_seconds=60,
+        cancel_requested_at=moments[0],
+        deadline_at=moments[1],
+        engine_ahead=engine_ahead,
+    )
+
+
 def test_of_what_is_gone_nothing_is_told_by_times() -> None:
     assert (
         missed_intent(GONE, timeout_seconds=1, cancel_requested_at=MOMENT, deadline_at=MOMENT) is Intent.NONE

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from container_manager.core.logframes import decode
-from container_manager.core.logtext import render
-from container_manager.core.observation import STDERR, STDOUT, LogCursor, LogFrame
+from container_manager.core.logframes import RECORD_BYTES, decode
+from container_manager.core.logtext import CAP_MARK, clean_output, render
+from container_manager.core.observation import STDERR, STDOUT, LogFrame
 from container_manager.records import Chunk, LogState
-from container_manager.worker.logs import CHUNK_BYTES, LOOK_BACK_NS, LogBuffer
+from container_manager.worker.logs import CHUNK_BYTES, LOOK_BACK_NS, STORED_FACTOR, LogBuffer
 from tests.unit.worker.frames import START_NS, arrivals, resumed
 
 
@@ -41,6 +43,37 @@ class Recorder:
 
 def buffer(emit: Recorder | None = None, *, column: int = 10_000, most: int = 10_000_000) -> LogBuffer:
     return LogBuffer(column_bytes=column, max_bytes=most, emit=emit or Recorder())
+
+
+def continued(stored: Recorder, *, most_read: int | None = None, **limits: int) -> LogBuffer:
+    """The buffer of the next worker, from what the one before has stored."""
+    one = buffer(stored, **limits)
+    if most_read is not None:
+        one._most_restored = most_read
+    state = stored.states[-1] if stored.states else LogState.empty()
+    one.restore(state, from_start=stored.chunks, from_end=reversed(stored.chunks))
+    return one
+
+
+class Counted:
+    """Chunks, and how many of them were asked for."""
+
+    def __init__(self, chunks: Iterable[Chunk]) -> None:
+        self._chunks = iter(chunks)
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for chunk in self._chunks:
+            self.taken += 1
+            yield chunk
+
+
+MARK_LINE = re.compile(r"^\[\.\.\. (\d+) bytes of this stream are left out here;.*\n", re.MULTILINE)
+
+
+def last_word(one: LogBuffer) -> LogState:
+    """All that a buffer says at the end, but for what depends on who read and when."""
+    return replace(one.rest()[1], chunk_count=0, cursor=None)
 
 
 def filled(frames: Sequence[LogFrame]) -> LogBuffer:
@@ -89,17 +122,14 @@ class TestCursor:
     def test_one_worker_after_another_reads_every_frame_once(
         self, frames: list[LogFrame], cuts: list[int]
     ) -> None:
-        stored: list[LogFrame] = []
-        cursor: LogCursor | None = None
+        stored = Recorder()
         for cut in [*sorted(cuts), len(frames)]:
-            worker = buffer()
-            worker.restore(stored, chunk_count=0, cursor=cursor)
+            worker = continued(stored)
             # The engine holds what was written until now; the next worker finds it, and what came since.
-            for frame in resumed(frames[:cut], cursor):
+            for frame in resumed(frames[:cut], worker.cursor):
                 worker.add(frame)
-                stored.append(frame)
-            cursor = worker.cursor
-        assert stored == frames
+            assert worker.flush()
+        assert stored.frames == frames
 
     def test_it_stays_behind_by_no_more_than_two_looks_back(self) -> None:
         one = filled([line(b"x\n", at=n * LOOK_BACK_NS // 10) for n in range(1000)])
@@ -117,7 +147,9 @@ class TestChunks:
     def test_nothing_is_emitted_before_a_chunk_is_full(self) -> None:
         recorder = Recorder()
         one = buffer(recorder)
-        assert one.add(line(b"a" * (CHUNK_BYTES - 1)))
+        assert one.add(line(b"a" * (CHUNK_BYTES - 2 * RECORD_BYTES - 2)))
+        assert recorder.chunks == []
+        assert not one.add(line(b""))
         assert recorder.chunks == []
         assert not one.add(line(b"b", at=5))
         assert recorder.blocking == [True], "a full chunk slows its reader down"
@@ -204,15 +236,151 @@ class TestColumns:
 
     def test_another_worker_shows_what_was_stored_before_it(self) -> None:
         frames = [line(b"a\n"), line(b"b\n", stream=STDERR, at=1), line(b"c\n", at=2)]
-        one = buffer()
-        one.restore(frames[:2], chunk_count=7, cursor=filled(frames[:2]).cursor)
+        one = continued(stored_log(frames[:2], flush_every=1, column=100))
         one.add(frames[2])
         chunk, state = one.rest()
         assert chunk is not None
-        assert chunk.sequence == 7
-        assert state.chunk_count == 8
+        assert chunk.sequence == 2
+        assert state.chunk_count == 3
         assert state.stdout_text == render([frames[0], frames[2]])
         assert (state.stdout_bytes, state.stderr_bytes) == (4, 2)
+
+
+def stored_log(frames: Sequence[LogFrame], *, flush_every: int, column: int) -> Recorder:
+    """What a worker stores of them that dies then, with so many frames in a chunk."""
+    recorder = Recorder()
+    one = buffer(recorder, column=column)
+    for number, frame in enumerate(frames, start=1):
+        one.add(frame)
+        if number % flush_every == 0:
+            one.flush()
+    one.flush()
+    return recorder
+
+
+class TestTakeOver:
+    @given(arrivals(max_lines=40), st.integers(0, 40), st.integers(1, 10), st.integers(0, 400))
+    def test_a_small_log_goes_on_as_if_nobody_had_changed(
+        self, frames: list[LogFrame], cut: int, flush_every: int, column: int
+    ) -> None:
+        whole = buffer(column=column)
+        for frame in frames:
+            whole.add(frame)
+        one = continued(stored_log(frames[:cut], flush_every=flush_every, column=column), column=column)
+        for frame in frames[cut:]:
+            one.add(frame)
+        assert last_word(one) == last_word(whole)
+
+    @given(arrivals(max_lines=60), st.integers(1, 5), st.integers(0, 300), st.integers(0, 400))
+    def test_however_little_is_read_the_columns_count_what_they_leave_out(
+        self, frames: list[LogFrame], flush_every: int, column: int, most_read: int
+    ) -> None:
+        stored = stored_log(frames, flush_every=flush_every, column=column)
+        one = continued(stored, column=column, most_read=most_read)
+        frames = [*frames, *[line(b"end\n", stream=stream, at=10**15) for stream in (STDOUT, STDERR)]]
+        for frame in frames[-2:]:
+            one.add(frame)
+        state = last_word(one)
+        for stream, total, text in (
+            (STDOUT, state.stdout_bytes, state.stdout_text),
+            (STDERR, state.stderr_bytes, state.stderr_text),
+        ):
+            assert total == sum(len(frame.payload) for frame in frames if frame.stream == stream)
+            assert text is not None
+            marks = MARK_LINE.findall(text)
+            shown = len(clean_output(MARK_LINE.sub("", text)))
+            # Where the head ends within a line, the mark begins a line of its own.
+            assert shown + sum(map(int, marks)) - total in {0, len(marks)}
+
+    @pytest.mark.parametrize("lines", [20_000, 80_000])
+    def test_a_long_log_costs_no_more_than_its_ends_and_shows_the_same(self, lines: int) -> None:
+        frames = [line(b"%08d of both\n" % n, stream=1 + n % 2, at=n) for n in range(lines)]
+        stored = stored_log(frames, flush_every=2_000, column=10_000)
+        start, end = Counted(stored.chunks), Counted(reversed(stored.chunks))
+        one = buffer()
+        one.restore(stored.states[-1], from_start=start, from_end=end)
+        assert (start.taken, end.taken) == (1, 1)
+        assert last_word(one) == last_word(filled(frames))
+
+    def test_a_stream_that_is_silent_for_long_is_not_searched_for_ever(self) -> None:
+        frames = [line(b"%08d\n" % n, at=n) for n in range(200_000)]
+        frames[100_000] = line(b"a word of warning\n", stream=STDERR, at=100_000)
+        stored = stored_log(frames, flush_every=200_000, column=10_000)
+        assert len(stored.chunks) > 10
+        start, end = Counted(stored.chunks), Counted(reversed(stored.chunks))
+        one = buffer()
+        one.restore(stored.states[-1], from_start=start, from_end=end)
+        assert start.taken + end.taken <= 5
+        assert last_word(one).stderr_text is None, "the column that is stored shows it, and stays as it is"
+        one.add(line(b"another\n", stream=STDERR, at=200_000))
+        text = last_word(one).stderr_text or ""
+        assert MARK_LINE.findall(text) == [str(len(b"a word of warning\n"))]
+        assert text.endswith(" another\n")
+
+    def test_a_line_that_is_open_since_long_keeps_the_cursor_before_it(self) -> None:
+        begun = line(b"begun", stream=STDERR)
+        frames = [begun, *[line(b"%08d\n" % n, at=n * LOOK_BACK_NS // 100) for n in range(100_000)]]
+        one = continued(stored_log(frames, flush_every=100_001, column=100))
+        later = line(b"on\n", at=2_000 * LOOK_BACK_NS)
+        one.add(later)
+        rest = line(b"ended\n", stream=STDERR)
+        assert resumed([*frames, later, rest], one.cursor) == [rest]
+
+    def test_a_log_that_was_cut_stays_cut(self) -> None:
+        stored = Recorder()
+        first = buffer(stored, most=5)
+        first.add(line(b"abc\n"))
+        first.add(line(b"long\n"))
+        first.flush()
+        assert stored.states[-1].truncated
+        one = continued(stored, most=5)
+        assert not one.add(line(b"d"))
+        chunk, state = one.rest()
+        assert chunk is None
+        assert (state.truncated, state.stdout_bytes) == (True, 4)
+        assert CAP_MARK in (state.stdout_text or "")
+
+    def test_the_cap_counts_what_another_worker_stored(self) -> None:
+        stored = Recorder()
+        first = buffer(stored, most=5)
+        first.add(line(b"abc\n"))
+        first.flush()
+        one = continued(stored, most=5)
+        assert one.add(line(b"d"))
+        assert not one.add(line(b"e"))
+        assert one.truncated
+
+    def test_an_attempt_without_output_begins_at_the_beginning(self) -> None:
+        one = continued(Recorder())
+        assert one.cursor is None
+        assert one.rest()[1].stdout_text == ""
+
+
+class TestBounds:
+    """Each frame takes some bytes on top of its payload: where payloads are small, those are what counts."""
+
+    def test_what_waits_is_bounded_however_small_the_lines(self) -> None:
+        recorder = Recorder()
+        one = buffer(recorder)
+        for number in range(100_000):
+            one.add(line(b"\n" if number % 2 else b"", at=number))
+        assert len(recorder.chunks) == 100_000 * (2 * RECORD_BYTES + 1) // 2 // CHUNK_BYTES
+        assert all(len(chunk.data) < CHUNK_BYTES + 100 for chunk in recorder.chunks)
+
+    @pytest.mark.parametrize("payload", [b"", b"\n", b"12 letters.\n", b"x" * 100 + b"\n"])
+    def test_what_is_stored_is_no_more_than_a_little_above_twice_the_cap(self, payload: bytes) -> None:
+        recorder = Recorder()
+        most = 1_000_000
+        one = buffer(recorder, most=most)
+        number = 0
+        while not one.truncated:
+            one.add(line(payload, at=number))
+            number += 1
+        chunk, state = one.rest()
+        stored = sum(len(part.data) for part in [*recorder.chunks, chunk] if part)
+        assert stored == state.stored_bytes <= STORED_FACTOR * most + CHUNK_BYTES
+        if len(payload) >= RECORD_BYTES - 1:
+            assert most - len(payload) < state.stdout_bytes <= most, "lines of a usual length are all kept"
 
 
 class TestCap:
