@@ -47,6 +47,9 @@ class HostForm(_Base):
             "tls_client_cert",
             "tls_client_key",
         )
+        help_texts = {
+            "weight": "A host of twice the weight gets twice the jobs; weight 0: only those that name it."
+        }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -62,11 +62,14 @@ class Claims:
         return room if allowance is None else min(room, allowance)
 
     def _claim(self, seat: HostSeat, room: int) -> list[Claimed]:
-        """The host's own jobs, then those that were placed on a host which cannot take them now."""
+        """The host's own jobs, then those that were placed on a host which cannot take them now.
+
+        A host of weight 0 gets none of the latter, as placement gives it none.
+        """
         assert seat.tenure is not None  # noqa: S101 - only served seats have slots
         lease = seat.tenure.lease
         pairs = lifecycle.claim(lease, seat.host, limit=room, worker=self._worker, only=self._only)
-        if len(pairs) < room:
+        if len(pairs) < room and seat.host.weight > 0:
             helpless = self._hosts_that_cannot_take_more(seat)
             if helpless:
                 pairs += lifecycle.claim(
@@ -85,10 +88,10 @@ class Claims:
             for seat in self._seats
             if seat.agent is not None and (self._slots(seat) <= 0 or not seat.is_sound)
         ]
-        down = Q(is_active=False) | Q(
-            health__in=[ExecutorHost.Health.UNREACHABLE, ExecutorHost.Health.MISMATCHED]
-        )
-        helpless += ExecutorHost.objects.filter(down).values_list("pk", flat=True)
+        down = [ExecutorHost.Health.UNREACHABLE, ExecutorHost.Health.MISMATCHED]
+        # What waits at one whose weight became 0 was placed there before; it runs it where nobody else can.
+        left_alone = Q(is_active=False) | Q(weight=0) | Q(health__in=down)
+        helpless += ExecutorHost.objects.filter(left_alone).values_list("pk", flat=True)
         return [pk for pk in dict.fromkeys(helpless) if pk != taker.host.pk]
 
 

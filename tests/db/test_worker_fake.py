@@ -451,3 +451,39 @@ def test_a_cancel_is_heard_within_a_second_on_every_database(
 def _was_asked_to_stop(engine: FakeEngine, name: str) -> bool:
     ids = {container.id for container in engine.containers.values() if container.spec.name == name}
     return not ids or any(verb == "stop" and subject in {name, *ids} for verb, subject in list(engine.calls))
+
+
+# -------------------------------------------------------------------------------------- hosts of weight 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_host_of_weight_0_takes_no_job_that_does_not_name_it(
+    engine: FakeEngine, host: ExecutorHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("container_manager.worker.supervisor.HOSTS_SECONDS", 0.05)
+    waiting = make_job(priority=5)
+    two = make_host("two", weight=0)
+    ExecutorHost.objects.filter(pk=host.pk).update(is_active=False)
+    with working(hosts=["two"]):
+        until_status(make_job(docker_host=two), "completed")  # by a claim that might have taken both
+        waiting.refresh_from_db()
+        assert (waiting.status, waiting.docker_host) == ("pending", host)
+        ExecutorHost.objects.filter(pk=two.pk).update(weight=1)
+        until_status(waiting, "completed")
+    assert waiting.docker_host == two
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_waits_at_a_host_whose_weight_became_0_may_run_elsewhere(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    placed, named = make_job(), make_job(docker_host=host)
+    ExecutorHost.objects.filter(pk=host.pk).update(weight=0)
+    two = make_host("two")
+    with working(hosts=["two"]):
+        until_status(placed, "completed")
+    named.refresh_from_db()
+    assert (placed.docker_host, named.status) == (two, "pending")
+    assert drain() == []
+    named.refresh_from_db()
+    assert (named.docker_host, named.status) == (host, "completed")
