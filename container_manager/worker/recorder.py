@@ -13,13 +13,13 @@ from django.utils import timezone
 
 from container_manager import lifecycle
 from container_manager.conf import Settings
+from container_manager.core.enginetext import message_text
 from container_manager.core.errors import HostFault, JobFault, NeverStarted
 from container_manager.core.observation import ContainerState
 from container_manager.core.outcome import (
     ExitReason,
     Intent,
     Outcome,
-    deadline_exceeded,
     decide,
     lost,
     missed_intent,
