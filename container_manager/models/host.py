@@ -24,9 +24,11 @@ from container_manager.models.clock import Now
 
 logger = logging.getLogger("container_manager.hosts")
 
+#: What the columns hold; some databases cut or refuse in words of their own.
+MAX_NAME, MAX_ADDRESS, MAX_JOBS = 200, 500, 2**31 - 1
 #: What `clean` checks, and so what is not stored without it.
 _CHECKED = frozenset(
-    {"executor_type", "host_type", "connection_string", "executor_config", "max_concurrent_jobs"}
+    {"name", "executor_type", "host_type", "connection_string", "executor_config", "max_concurrent_jobs"}
 )
 #: What `as_config` reads.
 _WAY = ["name", "executor_type", "connection_string", "executor_config", "auto_pull_images"]
@@ -48,7 +50,7 @@ class ExecutorHost(models.Model):
         UNREACHABLE = "unreachable", "unreachable"
         MISMATCHED = "mismatched", "another engine answers"
 
-    name = models.CharField(max_length=200, unique=True)
+    name = models.CharField(max_length=MAX_NAME, unique=True)
     executor_type = models.CharField(max_length=50, default="docker")
     host_type = models.CharField(
         max_length=10,
@@ -58,7 +60,7 @@ class ExecutorHost(models.Model):
         help_text="Left empty: taken from the address.",
     )
     connection_string = models.CharField(
-        max_length=500, help_text="unix:///var/run/docker.sock or tcp://docker.example.com:2376"
+        max_length=MAX_ADDRESS, help_text="unix:///var/run/docker.sock or tcp://docker.example.com:2376"
     )
     tls_enabled = models.BooleanField("TLS", default=False)
     tls_verify = models.BooleanField("verify the server", default=True)
@@ -137,8 +139,12 @@ class ExecutorHost(models.Model):
             errors["host_type"] = (
                 f"{self.host_type!r} does not fit the address, which is {scheme!r}; leave it empty."
             )
-        if self.max_concurrent_jobs is None or self.max_concurrent_jobs < 1:
-            errors["max_concurrent_jobs"] = "Use 1 or more; to rest the host, clear is_active."
+        if not self.name.strip() or len(self.name) > MAX_NAME:
+            errors["name"] = f"Give the host a name of at most {MAX_NAME} characters."
+        if self.max_concurrent_jobs is None or not 1 <= self.max_concurrent_jobs <= MAX_JOBS:
+            errors["max_concurrent_jobs"] = (
+                f"Use 1 or more, at most {MAX_JOBS}; to rest the host, clear is_active."
+            )
         if errors:
             raise ValidationError(errors)
 
@@ -282,6 +288,8 @@ class ExecutorHost(models.Model):
 
 def _address_problem(executor_type: str, address: str) -> str:
     """What is wrong with a connection string, with the remedy; empty when nothing is."""
+    if len(address) > MAX_ADDRESS:
+        return f"It has {len(address)} characters; use at most {MAX_ADDRESS}."
     schemes = _SCHEMES.get(executor_type)
     if schemes is None:
         return ""  # a third party's executor reads its own addresses

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
@@ -63,6 +64,24 @@ def test_a_tls_host_of_the_guide_is_a_row_like_any_other(db: None) -> None:
         45.0,
         True,
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("allowed_registries", ["docker.io", "registry.example.com", "gcr.io/my-project"]),
+        ("require_signed_images", True),
+    ],
+)
+def test_trusted_registries_are_refused_while_nothing_enforces_them(db: None, key: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match=f"{key} is not supported yet; nothing would enforce it"):
+        ExecutorHost.objects.create(
+            name="secure-docker-host",
+            connection_string="unix:///var/run/docker.sock",
+            executor_config={key: value},
+            executor_type="docker",
+        )
+    assert not ExecutorHost.objects.exists()
 
 
 @pytest.mark.parametrize(

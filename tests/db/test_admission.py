@@ -381,6 +381,11 @@ BAD_HOSTS: list[tuple[dict[str, Any], str, list[str]]] = [
         ["require_signed_images is not supported yet", "nothing would enforce it"],
     ),
     ({"max_concurrent_jobs": 0}, "max_concurrent_jobs", ["1 or more"]),
+    ({"max_concurrent_jobs": 2**31}, "max_concurrent_jobs", ["at most 2147483647"]),
+    ({"name": ""}, "name", ["Give the host a name"]),
+    ({"name": " \t"}, "name", ["Give the host a name"]),
+    ({"name": "n" * 201}, "name", ["at most 200"]),
+    ({"connection_string": f"unix:///{'a' * 500}"}, "connection_string", ["508", "at most 500"]),
 ]
 
 

@@ -15,6 +15,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from container_manager.models import ContainerJob, ExecutorHost
+from tests.db.factories import hold, start_job
 
 pytestmark = pytest.mark.django_db
 
@@ -67,6 +68,8 @@ def test_registering_again_updates_and_makes_no_second(tmp_path: Path) -> None:
     assert "Updated host 'local'" in said
     assert (host.pk, host.engine_id) == (first.pk, first.engine_id)
     assert (host.is_active, host.max_concurrent_jobs) == (True, 3)
+    assert "It was inactive and gets new jobs again." in said
+    assert "inactive" not in register("--process")
     register("--process", "--name", "second", "--url", f"process://{tmp_path}/elsewhere")
     assert ExecutorHost.objects.count() == 2
 
@@ -83,7 +86,7 @@ def test_another_address_is_bound_anew(tmp_path: Path) -> None:
 
 def test_the_process_executor_needs_permission(settings: Any) -> None:
     settings.CONTAINER_MANAGER_SETTINGS = {}
-    with pytest.raises(CommandError, match=r"executor_type: .*ALLOW_PROCESS_EXECUTOR"):
+    with pytest.raises(CommandError, match=r"--process: .*ALLOW_PROCESS_EXECUTOR"):
         register("--process")
     assert not ExecutorHost.objects.exists()
 
@@ -103,8 +106,8 @@ def test_without_an_engine_it_says_where_it_looked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "word"),
     [
-        ("nonsense", "connection_string: .*'nonsense'"),
-        ("tcp://localhost", "connection_string: .*port"),
+        ("nonsense", "--url: .*'nonsense'"),
+        ("tcp://localhost", "--url: .*port"),
         ("unix:///nowhere/docker.sock", "nothing was registered: .*/nowhere/docker.sock"),
         ("tcp://127.0.0.1:9", "nothing was registered: .*127.0.0.1:9"),
     ],
@@ -116,9 +119,68 @@ def test_an_engine_that_does_not_answer_is_not_registered(url: str, word: str) -
 
 
 def test_a_bad_number_of_jobs_is_refused() -> None:
-    with pytest.raises(CommandError, match="max_concurrent_jobs: Use 1 or more"):
-        register("--process", "--max-jobs", "0")
+    for number in ("0", "-1", str(2**31)):
+        with pytest.raises(CommandError, match="--max-jobs: Use 1 or more"):
+            register("--process", "--max-jobs", number)
     assert not ExecutorHost.objects.exists()
+
+
+@pytest.mark.parametrize("name", ["", "   ", "n" * 201])
+def test_a_name_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(CommandError, match="--name: Give the host a name of at most 200 characters"):
+        register("--process", "--name", name)
+    assert not ExecutorHost.objects.exists()
+
+
+def test_an_address_from_the_environment_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "ssh://somewhere")
+    with pytest.raises(CommandError, match=r"^DOCKER_HOST: 'ssh://somewhere' does not start with"):
+        register()
+
+
+# ------------------------------------------------------------------------------- a host that is there
+
+
+def test_a_host_is_given_another_kind_of_address_both_ways(tmp_path: Path) -> None:
+    tcp = ExecutorHost.objects.create(name="local", connection_string="tcp://127.0.0.1:9")
+    assert tcp.host_type == "tcp"
+    with pytest.raises(CommandError, match=r"nothing was registered: .*nowhere\.sock"):
+        register("--url", "unix:///nowhere.sock")  # nobody answers there, which is all that is wrong
+    register("--process")
+    host = ExecutorHost.objects.get()
+    assert (host.pk, host.executor_type, host.host_type) == (tcp.pk, "process", "")
+    with pytest.raises(CommandError, match=r"nothing was registered: .*127\.0\.0\.1:9"):
+        register("--url", "tcp://127.0.0.1:9")
+    assert ExecutorHost.objects.get().executor_type == "process"
+
+
+def test_what_others_set_on_the_host_stays() -> None:
+    register("--process")
+    ExecutorHost.objects.update(weight=7, auto_pull_images=False, executor_config={"timeout": 9})
+    register("--process")
+    host = ExecutorHost.objects.get()
+    assert (host.weight, host.auto_pull_images, host.executor_config) == (7, False, {"timeout": 9})
+
+
+def test_a_host_with_jobs_under_way_is_not_sent_to_another_engine(tmp_path: Path) -> None:
+    register("--process")
+    host = ExecutorHost.objects.get()
+    start_job(ContainerJob.objects.create_job("any:1", "true"), hold(host.engine_id))
+    with pytest.raises(CommandError, match=r"nothing was registered: .* 1 of its jobs .* --name"):
+        register("--process", "--url", f"process://{tmp_path}/elsewhere")
+    host = ExecutorHost.objects.get()
+    assert host.connection_string.endswith("/container-jobs")
+    assert host.engine_id
+    register("--process", "--max-jobs", "3")  # its own engine is no other
+
+
+def test_another_engine_at_the_same_address_changes_nothing(tmp_path: Path) -> None:
+    register("--process")
+    ExecutorHost.objects.update(engine_id="process-other", max_concurrent_jobs=1)
+    with pytest.raises(CommandError, match=r"nothing was registered: .* bound to process-other"):
+        register("--process", "--max-jobs", "9")
+    host = ExecutorHost.objects.get()
+    assert (host.engine_id, host.max_concurrent_jobs) == ("process-other", 1)
 
 
 # ------------------------------------------------------------------------- a socket that is not an engine

@@ -13,7 +13,7 @@ from django.core.management.base import CommandError
 from container_manager.core.errors import ConfigurationError, HostFault
 from container_manager.executors.registry import PROCESS, open_executor
 from container_manager.management.command import JobCommand
-from container_manager.models import ExecutorHost
+from container_manager.models import ContainerJob, ExecutorHost
 
 _SOCKETS = ("/var/run/docker.sock", "{runtime}/docker.sock", "{home}/.docker/run/docker.sock")
 
@@ -29,7 +29,8 @@ class Command(JobCommand):
             "--name",
             default="local",
             metavar="NAME",
-            help="the host's name; an existing one is updated; default: local",
+            help="the host's name; an existing one gets this address, and new jobs even if it was inactive; "
+            "default: local",
         )
         parser.add_argument(
             "--url", default="", metavar="URL", help="unix:///path or tcp://host:port instead of looking"
@@ -50,28 +51,35 @@ class Command(JobCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Find, check, store."""
         executor_type = PROCESS if options["process"] else "docker"
-        url = options["url"] or (_process_url() if options["process"] else _engine_url())
+        url, origin = _address(options["url"], executor_type)
         existing = ExecutorHost.objects.filter(name=options["name"]).first()
         host = existing or ExecutorHost(name=options["name"])
-        if existing is not None and (
-            existing.connection_string != url or existing.executor_type != executor_type
-        ):
-            host.engine_id = ""  # another address on purpose: bind anew
+        moved = (host.connection_string, host.executor_type) != (url, executor_type)
+        was_resting = not host.is_active
         host.connection_string, host.executor_type, host.is_active = url, executor_type, True
         if options["max_jobs"] is not None:
             host.max_concurrent_jobs = options["max_jobs"]
+        said_by = {**_OPTIONS, "connection_string": origin}
         try:
             host.clean()
             executor = open_executor(executor_type, host.as_config())
         except ValidationError as error:
+            problems = error.message_dict.items()
             raise CommandError(
-                "; ".join(f"{name}: {' '.join(texts)}" for name, texts in error.message_dict.items())
+                "; ".join(f"{said_by.get(name, name)}: {' '.join(texts)}" for name, texts in problems)
             ) from error
         except ConfigurationError as error:
-            raise CommandError(str(error)) from error
+            name, separator, text = str(error).partition(": ")
+            raise CommandError(f"{said_by.get(name, name)}{separator}{text}") from error
         try:
             facts = executor.health()
-            host.save()
+            written = _WRITTEN
+            if moved:
+                _unbind(host, facts.engine_id)
+                written = [*_WRITTEN, "engine_id"]
+            else:
+                host.bind(facts)
+            host.save(update_fields=written if existing else None)
             host.record_up(facts)
         except HostFault as error:
             raise CommandError(f"nothing was registered: {error}") from error
@@ -81,13 +89,42 @@ class Command(JobCommand):
             f"{'Updated' if existing else 'Registered'} host {host.name!r}: {url}, "
             f"engine {facts.engine_version}, {facts.cpus} CPUs."
         )
+        if was_resting:
+            self.stdout.write("It was inactive and gets new jobs again.")
         self.stdout.write("Start a worker with: python manage.py process_container_jobs")
 
 
+#: Where the user said what a column holds.
+_OPTIONS = {"name": "--name", "max_concurrent_jobs": "--max-jobs", "executor_type": "--process"}
+#: What is written of a host that is there; the rest may be changed by others while its engine is asked.
+_WRITTEN = ["connection_string", "executor_type", "is_active", "max_concurrent_jobs"]
+
+
+def _unbind(host: ExecutorHost, engine_id: str) -> None:
+    """Let a host with a new address be bound anew, unless its jobs are on the engine that it has."""
+    if host.engine_id in ("", engine_id):
+        return
+    jobs = ContainerJob.objects.active().filter(docker_host=host).count()
+    if jobs:
+        raise CommandError(
+            f"nothing was registered: on the engine that the host {host.name!r} has now, {jobs} of its jobs "
+            "are under way. Wait for their end, or register the other engine with a --name of its own."
+        )
+    host.engine_id = ""
+
+
+def _address(url: str, executor_type: str) -> tuple[str, str]:
+    """Where the engine is, and who says so."""
+    if url:
+        return url, "--url"
+    if executor_type == PROCESS:
+        return _process_url(), "--process"
+    if named := os.environ.get("DOCKER_HOST", ""):
+        return named, "DOCKER_HOST"
+    return _engine_url(), "the engine's socket"
+
+
 def _engine_url() -> str:
-    named = os.environ.get("DOCKER_HOST", "")
-    if named:
-        return named
     places = [
         Path(template.format(runtime=os.environ.get("XDG_RUNTIME_DIR", "/run/user/0"), home=Path.home()))
         for template in _SOCKETS
