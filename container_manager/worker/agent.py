@@ -1,7 +1,7 @@
 """The agent of one host: keeps its runs, watches the engine, and has everything else done by its crew.
 
 It never touches the database; all it learns goes into the supervisor's inbox. Threads: one watches the
-engine's events, one samples usage, one keeps time, one compares listings, two small pools make the calls, and
+engine's events, one samples usage, one keeps time, one compares listings, small pools make the calls, and
 each container that outlives its first moments has a log follower.
 """
 
@@ -93,7 +93,7 @@ class HostAgent:
 
     def cancel(self, run: Run) -> None:
         """Stop a run because somebody asked for it."""
-        self._stopper.stop(run, Intent.CANCEL)
+        self._end(run, Intent.CANCEL)
 
     def forget(self, run: Run) -> None:
         """The run's result is stored; nothing more is to be done for it."""
@@ -115,7 +115,10 @@ class HostAgent:
         """Let go of the host: containers run on. Waits up to `patience` seconds for calls in flight."""
         deadline = time.monotonic() + patience
         self._sampler.close()
+        self._crew.stopping.set()
+        self._launcher.close()
         self._crew.close(deadline)
+        self._link.close()
         self._executor.close()
         followers = [run.follower for run in self._all() if run.follower is not None]
         for thread in [*followers, self._watcher]:
@@ -257,7 +260,11 @@ class HostAgent:
         with self._lock:
             self._runs[run.spec.name] = run
         if run.deadline_at is not None:
-            run.timers.append(self._crew.at(run.deadline_at, self._stopper.stop, run, Intent.DEADLINE))
+            run.timers.append(self._crew.at(run.deadline_at, self._end, run, Intent.DEADLINE))
+
+    def _end(self, run: Run, intent: Intent) -> None:
+        self._stopper.stop(run, intent)
+        self._launcher.heed(run)
 
     def _all(self) -> list[Run]:
         with self._lock:

@@ -15,6 +15,8 @@ from container_manager.worker.timer import Appointment, Timer
 logger = logging.getLogger("container_manager.worker")
 
 HARVEST_THREADS = 6
+#: Each image that is pulled has one; further images wait.
+PULL_THREADS = 16
 
 
 class Pool:
@@ -76,12 +78,13 @@ class Pool:
 
 
 class Crew:
-    """Two pools, so that slow launches do not hold up ends; a thread for comparisons; a timer."""
+    """Pools, so that neither pulls hold up launches nor these the ends; a thread to compare; a timer."""
 
     def __init__(self, name: str, *, launch_threads: int) -> None:
         self.name = name
         self.stopping = threading.Event()
         self._launchers = Pool(f"{name}-launch", launch_threads)
+        self._pullers = Pool(f"{name}-pull", PULL_THREADS)
         self._workers = Pool(f"{name}-work", HARVEST_THREADS)
         # On a thread of its own: how long it takes is what tells a slow engine from a busy worker.
         self._comparer = Pool(f"{name}-compare", 1)
@@ -90,6 +93,10 @@ class Crew:
     def launch(self, call: Callable[..., None], *args: object) -> None:
         """Have a launch made."""
         self._launchers.submit(partial(self.guarded(call), *args))
+
+    def pull(self, call: Callable[..., None], *args: object) -> None:
+        """Have an image pulled."""
+        self._pullers.submit(partial(self.guarded(call), *args))
 
     def work(self, call: Callable[..., None], *args: object) -> None:
         """Have any other call made."""
@@ -115,6 +122,7 @@ class Crew:
         """Take no more; wait until `deadline` (monotonic) for calls in flight, and for queued ends."""
         self.stopping.set()
         self._timer.close()
+        self._pullers.close(forget=True)  # not waited for: nobody starts any more what they bring
         pools = (self._launchers, self._workers, self._comparer)
         for pool in pools:
             pool.close(forget=pool is self._launchers)

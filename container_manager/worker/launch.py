@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Protocol
 
@@ -22,6 +24,7 @@ from container_manager.worker.crew import Crew
 from container_manager.worker.harvest import FOLLOW_AFTER_SECONDS, Harvester
 from container_manager.worker.link import Link
 from container_manager.worker.messages import Inbox, Launched, LaunchFailed
+from container_manager.worker.pulls import End, GoOn, Pulls
 from container_manager.worker.run import Phase, Run
 from container_manager.worker.stopping import Stopper
 
@@ -53,15 +56,25 @@ class Launcher:
         self._fence = fence
         self._harvester = harvester
         self._stopper = stopper
+        self._pulls = Pulls(crew, self._fetch)
 
     def launch(self, run: Run) -> None:
-        """Pull, create, start."""
-        try:
-            self._launch(run)
-        except Exception as error:
-            # A bug in a driver must not leave the job "launching" for ever.
-            self._fail(run, CreateFailed("the executor failed in a way it should not", detail=repr(error)))
-            raise
+        """Pull, create, start; a run that waits for its image holds no thread, so that others start."""
+        with self._answered(run):
+            if not self._link.wait(CONNECT_PATIENCE_SECONDS):
+                self._fail(run, HostFault("the connection to the engine broke and does not stand yet"))
+            elif not self._given_up(run):
+                self._await_image(run, self._go_on)
+
+    def heed(self, run: Run) -> None:
+        """It is to end, or the worker is: answer at once for a run that waits for its image."""
+        if self._pulls.leave(run):
+            self._given_up(run)
+
+    def close(self) -> None:
+        """The worker stops: give back what waits for an image."""
+        for run in self._pulls.runs():
+            self.heed(run)
 
     def resolve(self, run: Run) -> None:
         """Find out what a run of unknown fate has come to, and go on from there. One thread at a time."""
@@ -102,25 +115,48 @@ class Launcher:
             else:
                 self._harvester.harvest(run)
 
-    def _launch(self, run: Run) -> None:
-        image: ImageFacts | None = None
+    def _await_image(self, run: Run, then: GoOn) -> None:
+        self._pulls.join(run, then)
+        if run.intent is not Intent.NONE or self._crew.stopping.is_set():
+            self.heed(run)  # it came behind our last look, and found nobody waiting
+
+    def _fetch(self, image: str, progress: Callable[[str], None]) -> ImageFacts:
         try:
-            if not self._link.wait(CONNECT_PATIENCE_SECONDS):
-                raise HostFault("the connection to the engine broke and does not stand yet")
-            if self._given_up(run):
+            return self._executor.pull(image, progress=progress)
+        except ImageNotFound as error:
+            raise self._borne_out(error) from error
+
+    def _go_on(self, run: Run, pulled: End) -> None:
+        self._create_and_start(run, pulled, may_pull=True)
+
+    def _go_on_at_last(self, run: Run, pulled: End) -> None:
+        self._create_and_start(run, pulled, may_pull=False)
+
+    def _create_and_start(self, run: Run, pulled: End, *, may_pull: bool) -> None:
+        with self._answered(run):
+            if isinstance(pulled, ExecutorError):
+                self._fail(run, pulled)
                 return
-            image = self._pull(run)
-            if image.pulled:
+            if pulled.pulled:
                 run.note(f"pull: {run.spec.image} is on the host now")
-            if self._given_up(run):
-                return
-            run.container_id = self._create(run)
-            run.note(f"create: container {run.container_id[:12]} named {run.spec.name}")
+            if not self._given_up(run) and self._is_created(run, may_pull=may_pull):
+                self._start(run, pulled)
+
+    def _is_created(self, run: Run, *, may_pull: bool) -> bool:
+        """Create it; False where that came to nothing, or its image has to be fetched once more."""
+        try:
+            run.container_id = self._executor.create(run.spec)
         except ExecutorError as error:
-            self._fail(run, self._borne_out(error))
-            return
-        if self._given_up(run, created=True):
-            return
+            if isinstance(error, ImageNotFound) and may_pull:
+                run.note("create: the image went away since we looked; fetching it once more")
+                self._await_image(run, self._go_on_at_last)
+            else:
+                self._fail(run, self._borne_out(error))
+            return False
+        run.note(f"create: container {run.container_id[:12]} named {run.spec.name}")
+        return not self._given_up(run, created=True)
+
+    def _start(self, run: Run, image: ImageFacts) -> None:
         try:
             self._executor.start(run.container_id)
         except HostFault as error:
@@ -131,33 +167,32 @@ class Launcher:
                     return
                 run.phase, run.interrupted, run.start_failed = Phase.UNCERTAIN, True, True
             self._crew.after(LOOK_AGAIN_SECONDS, self.resolve, run)
-            return
         except JobFault as error:
             run.note(f"start: refused: {error.detail or error}")
             self._fail(run, self._borne_out(error), exit_code=self._exit_code(run))
-            return
-        if self._is_running_now(run, image, self._link.engine_now()):
-            self._look_after(run)
+        else:
+            if self._is_running_now(run, image, self._link.engine_now()):
+                self._look_after(run)
 
-    def _pull(self, run: Run) -> ImageFacts:
-        return self._executor.pull(run.spec.image, progress=lambda line: run.note(f"pull: {line}"))
-
-    def _create(self, run: Run) -> str:
+    @contextmanager
+    def _answered(self, run: Run) -> Iterator[None]:
+        """A bug in a driver must not leave the job "launching" for ever."""
         try:
-            return self._executor.create(run.spec)
-        except ImageNotFound:
-            run.note("create: the image went away since we looked; fetching it once more")
-            self._pull(run)
-            return self._executor.create(run.spec)
+            yield
+        except Exception as error:
+            self._fail(run, CreateFailed("the executor failed in a way it should not", detail=repr(error)))
+            raise
 
     def _given_up(self, run: Run, *, created: bool = False) -> bool:
         if run.phase is not Phase.LAUNCHING:
             if created:  # its end was recorded meanwhile: it must not begin
                 self._take_back(run)
             return True
-        if self._crew.stopping.is_set() or not self._fence.is_valid():
+        stops = self._crew.stopping.is_set()
+        if stops or not self._fence.is_valid():
             # What we created is the next holder's to deal with.
-            self._fail(run, NeverStarted("the worker's lease on the host ran out before the start"))
+            what = "the worker left the host" if stops else "the worker's lease on the host ran out"
+            self._fail(run, NeverStarted(f"{what} before the start"))
             return True
         if run.intent is not Intent.NONE:
             if created:

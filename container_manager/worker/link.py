@@ -76,6 +76,10 @@ class Link:
         """The stream broke: from here on it may be another engine."""
         self._proven.clear()
 
+    def close(self) -> None:
+        """Let the reader of the stream come to its end."""
+        self._stream_end.set()
+
     def look(self, name: str) -> Observation | None:
         """What the engine says of a container; None where it cannot be asked, or not be believed."""
         if not self.is_proven:

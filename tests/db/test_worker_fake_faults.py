@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from django.utils import timezone
@@ -22,7 +22,7 @@ from container_manager.core.errors import (
     NetworkNotFound,
     RegistryTrouble,
 )
-from container_manager.core.observation import HostFacts
+from container_manager.core.observation import HostFacts, ImageFacts
 from container_manager.core.spec import ContainerSpec
 from container_manager.models import (
     ContainerJob,
@@ -117,6 +117,98 @@ def test_a_host_that_stays_broken_is_asked_less_and_less(engine: FakeEngine, hos
         engine.heal("pull")
         until_status(job, "completed")
     assert job.attempt == 2
+
+
+# ------------------------------------------------------------------------------- images that take their time
+
+
+class SlowRegistry:
+    """Lets the pulls of one image hang until the test lets them go on."""
+
+    IMAGE = "slow:1"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        self.asked = 0
+        pull = FakeExecutor.pull
+
+        def slow(
+            executor: FakeExecutor, image: str, *, progress: Callable[[str], None] | None = None
+        ) -> ImageFacts:
+            if image == self.IMAGE and not self.go_on.is_set():
+                self.asked += 1
+                self.reached.set()
+                assert self.go_on.wait(30)
+            return pull(executor, image, progress=progress)
+
+        monkeypatch.setattr(FakeExecutor, "pull", slow)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.go_on.set()
+
+
+def test_a_pull_that_takes_long_holds_up_neither_a_cancel_nor_a_deadline_nor_other_images(
+    engine: FakeEngine, host: ExecutorHost, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "LAUNCH_CONCURRENCY": 2}
+    with working(), SlowRegistry(monkeypatch) as registry:
+        first, second, third = (make_job(docker_image=registry.IMAGE) for _ in range(3))
+        hurried = make_job(docker_image=registry.IMAGE, deadline_seconds=1)
+        assert registry.reached.wait(30)
+        for job in (first, second, third):
+            until_status(job, "launching")
+        until_status(make_job(), "completed")
+        assert first.cancel()
+        until_status(first, "cancelled")  # the one for which the image is fetched
+        assert second.cancel()
+        until_status(second, "cancelled")
+        assert until_status(hurried, "timeout").exit_reason == "deadline_exceeded"
+        assert not registry.go_on.is_set()
+        registry.go_on.set()
+        until_status(third, "completed")
+    assert registry.asked == 1
+    assert engine.starts[third.container_name] == 1
+    assert not any(engine.starts[job.container_name] for job in (first, second, hurried))
+
+
+def test_a_worker_that_stops_gives_back_what_waits_for_its_image(
+    engine: FakeEngine, host: ExecutorHost, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "SHUTDOWN_GRACE_SECONDS": 25.0}
+    with SlowRegistry(monkeypatch) as registry:
+        with working():
+            jobs = [make_job(docker_image=registry.IMAGE) for _ in range(2)]
+            for job in jobs:
+                until_status(job, "launching")
+            assert registry.reached.wait(30)
+            stopped_at = time.monotonic()
+        assert time.monotonic() - stopped_at < 15, "the pull was waited for"
+        for job in jobs:
+            until_status(job, "pending")
+    assert drain() == []
+    for job in jobs:
+        assert until_status(job, "completed").attempt == 2
+        assert engine.starts[job.container_name] == 1
+
+
+def test_an_image_that_goes_away_before_the_create_is_fetched_once_more(
+    engine: FakeEngine, host: ExecutorHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = FakeExecutor.create
+
+    def create_late(self: FakeExecutor, spec: ContainerSpec) -> str:
+        if engine.pulls[spec.image] == 1:
+            engine.images.discard(spec.image)
+        return create(self, spec)
+
+    monkeypatch.setattr(FakeExecutor, "create", create_late)
+    job = make_job()
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.attempt, engine.pulls["demo:1"]) == ("completed", 1, 2)
 
 
 # ------------------------------------------------------------------------------------ the engine, away
