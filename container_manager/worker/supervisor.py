@@ -298,7 +298,7 @@ class Worker:
             case Strays():
                 seat = self._seats.get(message.host_id)
                 if seat is not None:
-                    self._removals.clear(message, seat, self._hands.installation)
+                    self._removals.clear(message, seat, self._hands)
             case Started():
                 self._removals.started_again(message)
             case Removed():

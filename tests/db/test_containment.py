@@ -27,7 +27,7 @@ from container_manager.testing import FakeEngine, FakeRun, fake_engine
 from container_manager.worker import hands, supervisor
 from container_manager.worker.supervisor import Worker
 from tests.db.factories import make_host, make_job
-from tests.db.workers import DEADLINE_SECONDS, drain, until, until_status, working
+from tests.db.workers import DEADLINE_SECONDS, QUICK, drain, until, until_status, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -270,3 +270,19 @@ def test_a_host_whose_facts_cannot_be_stored_is_down_and_the_others_go_on(
         odd.memory_bytes = 1
         until(lambda: ExecutorHost.objects.get(name="two").health == "healthy", "the host to be up again")
     assert len(records(caplog, "host two failed")) == 1
+
+
+def test_two_ways_to_one_engine_leave_a_cancelled_program_its_grace(
+    engine: FakeEngine, host: ExecutorHost, settings: Any
+) -> None:
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "STOP_GRACE_SECONDS": 1.5}
+    make_host("again", connection_string="fake://one")
+    engine.default = held_run(term_exit_code=None)
+    with working() as worker:
+        job = until_status(make_job(docker_host=host), "running")
+        until(lambda: all(seat.agent is not None for seat in worker._seats), "both rows to be served")
+        job.status = "cancelled"
+        job.save()
+        until(lambda: job.container_name not in engine.containers, "the container to go")
+    acts = [verb for verb, _ in engine.calls if verb in {"stop", "remove"}]
+    assert acts == ["stop", "stop", "remove"]  # asked, after its grace killed, and then taken away
