@@ -40,6 +40,8 @@ _IDENTITY = (
     "auto_pull_images",
     "engine_id",
 )
+_NO_HOST = "no host is registered; `manage.py register_local_host` adds this machine's engine"
+_NO_ACTIVE_HOST = "none of the hosts to serve is active, or has jobs to be followed"
 #: How often a host at which this worker itself failed is asked again.
 FAILED_PROBE_SECONDS = 10.0
 
@@ -70,6 +72,7 @@ class Seats:
         self._host_names = list(host_names)
         self._seats: dict[int, HostSeat] = {}
         self._tenures: dict[str, Tenure] = {}
+        self._said: dict[int, str] = {}  # by host, 0: of all; what we wait for, each once
         self._failed: dict[int, str] = {}  # by host; what of it was logged with its traceback
 
     def __iter__(self) -> Iterator[HostSeat]:
@@ -108,6 +111,10 @@ class Seats:
                     self._empty(pk, seat)
                 elif seat.agent is not None:
                     self._adopt(seat)
+        if rows:
+            self._said.pop(0, None)
+        else:
+            self._say(0, _NO_ACTIVE_HOST if ExecutorHost.objects.exists() else _NO_HOST)
         self._give_up_hosts()
 
     def probe(self) -> None:
@@ -201,6 +208,12 @@ class Seats:
             seat.went_down(HostFault(text), record=self._may_record(seat))
             seat.probe_at = time.monotonic() + FAILED_PROBE_SECONDS
 
+    def _say(self, about: int, text: str) -> None:
+        """Tell what we wait for, when that has changed: who looks at a quiet worker wants to know."""
+        if self._said.get(about) != text:
+            self._said[about] = text
+            logger.info("%s", text)
+
     def _empty(self, pk: int, seat: HostSeat) -> None:
         """No new jobs; what runs is followed to its end; then the seat is left."""
         seat.host.is_active = False
@@ -208,14 +221,18 @@ class Seats:
             seat.leave(patience=1.0)
             del self._seats[pk]
             self._release_if_idle(seat.host.engine_id)
+            self._said.pop(pk, None)
             self._failed.pop(pk, None)
 
     def _sit_down(self, seat: HostSeat) -> None:
         """Acquire the engine's lease and take over what runs there."""
         assert seat.facts is not None  # noqa: S101 - the host has answered
         tenure = self._tenure_of(seat.facts.engine_id)
-        if tenure is None:
-            return  # another worker serves it; `stand_by` tries again
+        if tenure is None:  # another worker serves it; `stand_by` tries again
+            holder = EngineLease.holder(seat.facts.engine_id) or "another worker"
+            self._say(seat.host.pk, f"host {seat.host.name} is served by {holder}; standing by")
+            return
+        self._said.pop(seat.host.pk, None)
         seat.serve(tenure, installation=self._hands.installation, settings=self._settings)
         self._adopt(seat)
 

@@ -89,6 +89,7 @@ class Worker:
         self._only = only
         self._drain = drain
         self._draining = False
+        self._said_left = 0
         self._fallen: list[Held] = []  # at the stop: what the next worker finds where we left it
         self._alias = router.db_for_write(ContainerJob)
         self._inbox = Inbox()
@@ -141,6 +142,7 @@ class Worker:
                 self._turn()
                 if self._draining and not self._hands and not self._removals:
                     break
+                self._say_what_is_left()
                 if self._once and self._is_every_due_done():
                     blocked = self._database.attempt(self._what_is_left)
                     if blocked is not None:
@@ -443,10 +445,7 @@ class Worker:
                 logger.warning(text, str(error).strip(), exc_info=is_of_one(error))
         if self._wakeup is not None:
             self._wakeup.close()
-        logger.info(
-            "stopped; %d jobs run on and will be adopted by the next worker",
-            len(self._hands) + len(self._fallen),
-        )
+        logger.info("stopped; %s", self._what_goes_on())
 
     def _last_word(self, message: Message) -> None:
         if not isinstance(message, HostUp | HostDown | Strays):  # no seat is taken any more, nothing cleared
@@ -455,6 +454,25 @@ class Worker:
     def _leave(self) -> None:
         RegisteredWorker.leave(self.name)
 
+    def _say_what_is_left(self) -> None:
+        left = len(self._hands)
+        if self._draining and left and left != self._said_left:
+            self._said_left = left
+            logger.info("draining: %s left", _jobs(left))
+
+    def _what_goes_on(self) -> str:
+        """What the next worker finds."""
+        left = [*self._hands, *self._fallen]
+        running = sum(1 for held in left if held.run.ever_running)
+        parts = []
+        if running:
+            verbs = "runs on and is" if running == 1 else "run on and are"
+            parts.append(f"{_jobs(running)} {verbs} adopted by the next worker")
+        if len(left) > running:
+            verbs = "was being launched and is" if len(left) - running == 1 else "were being launched and are"
+            parts.append(f"{_jobs(len(left) - running)} {verbs} looked after by the next worker")
+        return "; ".join(parts) or "nothing was running"
+
     # ------------------------------------------------------------------------------------- database
 
     def _refresh_held(self) -> None:
@@ -462,6 +480,10 @@ class Worker:
         for held in self._hands:
             with contextlib.suppress(ContainerJob.DoesNotExist):  # told when its container ends
                 held.job.refresh_from_db(fields=_MOVED_FIELDS)
+
+
+def _jobs(number: int) -> str:
+    return "1 job" if number == 1 else f"{number} jobs"
 
 
 #: What a transition changes on an instance. Not attempt and token: by these we tell what is ours, and a

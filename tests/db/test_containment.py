@@ -15,6 +15,7 @@ import pytest
 from django.db import OperationalError, connections
 
 from container_manager import lifecycle
+from container_manager.core.spec import ContainerSpec
 from container_manager.models import (
     ContainerJob,
     EngineLease,
@@ -134,6 +135,46 @@ def test_a_job_that_is_deleted_at_the_stop_keeps_no_lease(engine: FakeEngine, ho
     with stopped_when(delete_and_end):
         until_status(job, "running")
     assert EngineLease.holder("fake-one") == ""
+
+
+@pytest.mark.parametrize("running", [0, 1, 2])
+def test_at_its_end_a_worker_says_what_it_leaves(
+    engine: FakeEngine, host: ExecutorHost, caplog: pytest.LogCaptureFixture, running: int
+) -> None:
+    engine.default = held_run()
+    with caplog.at_level(logging.INFO), working():
+        for job in [make_job() for _ in range(running)]:
+            until_status(job, "running")
+    (said,) = records(caplog, "stopped; ")
+    assert (
+        said.getMessage()
+        == [
+            "stopped; nothing was running",
+            "stopped; 1 job runs on and is adopted by the next worker",
+            "stopped; 2 jobs run on and are adopted by the next worker",
+        ][running]
+    )
+
+
+def test_a_job_that_hangs_in_its_launch_does_not_run_on(
+    engine: FakeEngine, host: ExecutorHost, caplog: pytest.LogCaptureFixture, settings: Any
+) -> None:
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "SHUTDOWN_GRACE_SECONDS": 0.2}
+    go = threading.Event()
+
+    def hang(spec: ContainerSpec) -> FakeRun:
+        go.wait(DEADLINE_SECONDS)
+        return FakeRun()
+
+    engine.runs = hang
+    try:
+        with caplog.at_level(logging.INFO), working():
+            until_status(make_job(), "launching")
+            until(lambda: ("create", ContainerJob.objects.get().container_name) in engine.calls, "the create")
+    finally:
+        go.set()
+    (said,) = records(caplog, "stopped; ")
+    assert said.getMessage() == ("stopped; 1 job was being launched and is looked after by the next worker")
 
 
 # -------------------------------------------------------------------------------------------- one job
@@ -286,3 +327,47 @@ def test_two_ways_to_one_engine_leave_a_cancelled_program_its_grace(
         until(lambda: job.container_name not in engine.containers, "the container to go")
     acts = [verb for verb, _ in engine.calls if verb in {"stop", "remove"}]
     assert acts == ["stop", "stop", "remove"]  # asked, after its grace killed, and then taken away
+
+
+# ------------------------------------------------------------------------------- a worker that only waits
+
+
+def test_a_worker_without_a_host_says_how_to_register_one(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture, impatient: None
+) -> None:
+    with caplog.at_level(logging.INFO), working():
+        until(lambda: records(caplog, "no host is registered"), "it to be told")
+        make_host("one")
+        until_status(make_job(), "completed")
+    (told,) = records(caplog, "no host")  # once
+    assert "register_local_host" in told.getMessage()
+
+
+def test_a_worker_beside_another_one_says_that_it_stands_by(
+    engine: FakeEngine, host: ExecutorHost, caplog: pytest.LogCaptureFixture, settings: Any
+) -> None:
+    with working() as first:
+        until(lambda: EngineLease.holder("fake-one") == first.name, "the first to serve the host")
+        settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "LEASE_SECONDS": 0.8}  # it tries often
+        with caplog.at_level(logging.INFO), working() as second:
+            until(lambda: records(caplog, "standing by"), "it to be told")
+            due = second._leases._retry_at["fake-one"]
+            until(lambda: second._leases._retry_at["fake-one"] > due, "it to try again")
+            until_status(make_job(), "completed")
+        (told,) = records(caplog, "standing by")
+    assert told.getMessage() == f"host one is served by {first.name}; standing by"
+
+
+def test_a_draining_worker_says_how_much_is_left(
+    engine: FakeEngine, host: ExecutorHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.default = held_run()
+    with caplog.at_level(logging.INFO), working(drain=True) as worker:
+        jobs = [until_status(make_job(), "running") for _ in range(2)]
+        worker.stop()
+        until(lambda: records(caplog, "draining: 2 jobs left"), "it to be told")
+        engine.finish(jobs[0].container_name)
+        until(lambda: records(caplog, "draining: 1 job left"), "it to be told again")
+        engine.finish(jobs[1].container_name)
+        until(lambda: records(caplog, "stopped; nothing was running"), "the end")
+    assert len(records(caplog, "draining:")) == 2
