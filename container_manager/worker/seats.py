@@ -41,7 +41,7 @@ _IDENTITY = (
     "engine_id",
 )
 _NO_HOST = "no host is registered; `manage.py register_local_host` adds this machine's engine"
-_NO_ACTIVE_HOST = "none of the hosts to serve is active, or has jobs to be followed"
+_NO_ACTIVE_HOST = "no host that this worker may serve is active"
 #: How often a host at which this worker itself failed is asked again.
 FAILED_PROBE_SECONDS = 10.0
 
@@ -189,6 +189,7 @@ class Seats:
         """A host does not answer, or as somebody else."""
         seat = self._seats.get(message.host_id)
         if seat is not None:
+            self._failed.pop(seat.host.pk, None)
             seat.went_down(message.error, record=self._may_record(seat))
 
     # --------------------------------------------------------------------------------------- insides
@@ -304,7 +305,9 @@ class Seats:
 
     def _give_up_hosts(self) -> None:
         """End the jobs of hosts that are away for too long, or that another engine stands in for."""
-        away = {seat.host.pk: seat.absence() for seat in self if not seat.reachable}
+        # Not those at which we fail ourselves: that is no evidence against what runs there.
+        down = [seat for seat in self if not seat.reachable and seat.host.pk not in self._failed]
+        away = {seat.host.pk: seat.absence() for seat in down}
         seen_down = {pk: absence for pk, absence in away.items() if absence is not None}
         if not seen_down:
             return

@@ -275,8 +275,8 @@ class Worker:
             return
         try:
             there = self._database.attempt(ContainerJob.objects.filter(pk=held.job.pk).exists)
-        except DatabaseAway:
-            there = True
+        except (DatabaseAway, DatabaseError, InterfaceError):
+            there = True  # as far as we know
         if there:
             self._hands.give_up(held, error)
         else:

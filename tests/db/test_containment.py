@@ -313,6 +313,30 @@ def test_a_host_whose_facts_cannot_be_stored_is_down_and_the_others_go_on(
     assert len(records(caplog, "host two failed")) == 1
 
 
+def test_a_host_at_which_the_worker_fails_is_not_given_up(
+    engine: FakeEngine,
+    host: ExecutorHost,
+    settings: Any,
+    impatient: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("container_manager.worker.seats.FAILED_PROBE_SECONDS", 0.3)
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "HOST_LOST_SECONDS": 0.2}
+    engine.default = held_run()
+    with working():
+        job = until_status(make_job(), "running")
+    engine.memory_bytes = UNSTORABLE
+    with working() as worker:
+        until(
+            lambda: any((seen := seat.absence()) and seen.seconds > 1 for seat in worker._seats),
+            "the host to be down for longer than the rule says",
+        )
+        engine.memory_bytes = 1
+        until(lambda: job.events.filter(transition="adopt").exists(), "the job to be adopted")
+        engine.finish(job.container_name)
+        until_status(job, "completed")
+
+
 def test_two_ways_to_one_engine_leave_a_cancelled_program_its_grace(
     engine: FakeEngine, host: ExecutorHost, settings: Any
 ) -> None:
