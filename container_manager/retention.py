@@ -1,11 +1,18 @@
-"""What is deleted when its time is over: jobs with all their records, and stored output; in small batches."""
+"""What is deleted when its time is over: jobs with all their records, and stored output.
+
+In small transactions, of `batch` rows each: a statement that deletes much holds locks for long, and a limit
+on the time of statements would end it, each time anew. One attempt may have thousands of chunks of output.
+"""
 
 from __future__ import annotations
 
+import uuid
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from django.db import router, transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Count, Q, QuerySet
 
 from container_manager.conf import Settings
 from container_manager.core.states import FINAL, Status
@@ -59,42 +66,81 @@ def jobs_over_time(rules: Rules) -> QuerySet[ContainerJob]:
 
 
 def logs_over_time(rules: Rules) -> QuerySet[ExecutionMetadata]:
-    """The ended attempts whose stored output is to go."""
-    ended = ExecutionMetadata.objects.filter(job__status__in=[*_GOOD, *_BAD], logs_pruned=False)
+    """The ended attempts whose stored output is to go, but for those that go as a whole with their jobs."""
     if not rules.log_days:
-        return ended.none()
-    return ended.filter(job__completed_at__lt=from_now(-rules.log_days * DAY)).order_by("pk")
+        return ExecutionMetadata.objects.none()
+    ended = ExecutionMetadata.objects.filter(job__status__in=[*_GOOD, *_BAD])
+    # Chunks are counted until the last one is gone: a deletion that was cut off is taken up again.
+    kept = ended.filter(Q(logs_pruned=False) | Q(log_chunk_count__gt=0))
+    over = kept.filter(job__completed_at__lt=from_now(-rules.log_days * DAY))
+    return over.exclude(job__in=jobs_over_time(rules).order_by()).order_by("pk")
 
 
-def prune_jobs(rules: Rules, *, batch: int) -> int:
-    """Delete one batch of jobs with their attempts, events and output; returns how many."""
-    with transaction.atomic(using=_alias()):
-        ids = list(jobs_over_time(rules).values_list("pk", flat=True)[:batch])
-        if not ids:
-            return 0
-        # From the leaves to the root: Django would first read what hangs on each row.
-        LogChunk.objects.filter(execution__job__in=ids).delete()
-        ExecutionMetadata.objects.filter(job__in=ids).delete()
-        JobEvent.objects.filter(job__in=ids).delete()
-        ContainerJob.objects.filter(pk__in=ids).delete()
-        return len(ids)
+def prune_jobs(rules: Rules, *, batch: int) -> Iterator[int]:
+    """Delete jobs with their attempts, events and output; each step is one transaction.
 
-
-def prune_logs(rules: Rules, *, batch: int) -> int:
-    """Delete the output of one batch of attempts, the job's own columns included; returns how many.
-
-    The attempt keeps its figures, `stdout_bytes` among them, and says that its output was deleted.
+    Yields how many jobs went in it: 0 where it was only a part of the output of a job that has more rows than
+    a batch. The attempts and events of a job go with it, or stay with it where something refuses.
     """
-    with transaction.atomic(using=_alias()):
-        rows = list(logs_over_time(rules).values_list("pk", "job_id")[:batch])
-        if not rows:
-            return 0
+    while ids := list(jobs_over_time(rules).values_list("pk", flat=True)[:batch]):
+        fitting = _that_fit(ids, batch)
+        if not fitting:
+            fitting = ids[:1]
+            attempts = ExecutionMetadata.objects.filter(job__in=fitting).values_list("pk", flat=True)
+            for _ in _prune_output(list(attempts), fitting, batch):
+                yield 0
+        with transaction.atomic(using=_alias()):
+            # From the leaves to the root: Django would first read what hangs on each row.
+            LogChunk.objects.filter(execution__job__in=fitting).delete()
+            ExecutionMetadata.objects.filter(job__in=fitting).delete()
+            JobEvent.objects.filter(job__in=fitting).delete()
+            ContainerJob.objects.filter(pk__in=fitting).delete()
+        yield len(fitting)
+
+
+def prune_logs(rules: Rules, *, batch: int) -> Iterator[int]:
+    """Delete the output of attempts, the job's own columns included; each step is one transaction.
+
+    Yields how many attempts are done with it. They keep their figures, `stdout_bytes` among them, and say
+    from the first step on that their output was deleted.
+    """
+    while rows := list(logs_over_time(rules).values_list("pk", "job_id")[: max(1, batch // 2)]):
         attempts = [pk for pk, _ in rows]
-        LogChunk.objects.filter(execution__in=attempts).delete()
+        for _ in _prune_output(attempts, [job_id for _, job_id in rows], batch):
+            yield 0
+        yield len(rows)
+
+
+def _prune_output(attempts: Collection[int], jobs: Collection[uuid.UUID], batch: int) -> Iterator[None]:
+    """Delete stored output in steps. It is called deleted first: a part of it is no output."""
+    with transaction.atomic(using=_alias()):
         ExecutionMetadata.objects.filter(pk__in=attempts).update(logs_pruned=True, docker_log="")
-        jobs = ContainerJob.objects.filter(pk__in=[job_id for _, job_id in rows])
-        jobs.update(stdout_log="", stderr_log="", docker_log="")
-        return len(rows)
+        ContainerJob.objects.filter(pk__in=jobs).update(stdout_log="", stderr_log="", docker_log="")
+    yield
+    chunks = LogChunk.objects.filter(execution__in=attempts).order_by()
+    while some := list(chunks.values_list("pk", flat=True)[:batch]):
+        # Where a receiver of the project's makes Django read the rows, it need not read what was written.
+        LogChunk.objects.filter(pk__in=some).defer("data").delete()
+        yield
+    ExecutionMetadata.objects.filter(pk__in=attempts).update(log_chunk_count=0)
+
+
+def _that_fit(ids: Sequence[uuid.UUID], batch: int) -> list[uuid.UUID]:
+    """The first of these jobs, as many as have no more rows than a batch, all in all."""
+    rows: Counter[uuid.UUID] = Counter(ids)
+    for records, job in (
+        (ExecutionMetadata.objects.filter(job__in=ids), "job"),
+        (JobEvent.objects.filter(job__in=ids), "job"),
+        (LogChunk.objects.filter(execution__job__in=ids), "execution__job"),
+    ):
+        rows.update(dict(records.order_by().values_list(job).annotate(Count("pk"))))
+    fitting: list[uuid.UUID] = []
+    for pk in ids:
+        batch -= rows[pk]
+        if batch < 0:
+            break
+        fitting.append(pk)
+    return fitting
 
 
 def forget_workers() -> int:

@@ -33,8 +33,10 @@ logger = logging.getLogger("container_manager.worker")
 POLL_SECONDS = 0.2
 HOLDER_SECONDS = 1.0  # how often we look whether a worker serves the host
 CHUNKS_AT_ONCE = 8
+ASKS_TO_DETACH = 3
 DATABASE_PATIENCE_SECONDS = 60.0
 EMBEDDED_PATIENCE_SECONDS = 10.0  # for the removal of the container after the end
+DETACHED_PATIENCE_SECONDS = 0.5  # for the lease to be given back, when nobody wants to wait
 
 EXIT_CANCELLED = 130
 EXIT_NOT_RUN = 125
@@ -129,6 +131,11 @@ class Foreground:
                 self._with_database(self._see_to_a_worker)
                 self._show(job)
                 self._wait(wakeup)
+        except Detached:
+            if self._embedded is not None:
+                self._embedded.leave()
+                self._embedded = None
+            raise
         finally:
             wakeup.close()
             if self._embedded is not None:
@@ -213,9 +220,12 @@ class Foreground:
             # In a thread: an engine that hangs must not keep us from hearing the third Ctrl-C.
             threading.Thread(target=self._kill, name="kill", daemon=True).start()
         else:
-            raise Detached(
-                f"not waiting for the end of job {self._job.pk}; its worker, or the next one, ends it."
-            )
+            raise self._detached()
+
+    def _detached(self) -> Detached:
+        return Detached(
+            f"not waiting for the end of job {self._job.pk}; its worker, or the next one, ends it."
+        )
 
     def _kill(self) -> None:
         job = self._job
@@ -285,6 +295,8 @@ class Foreground:
                     raise NotRun(
                         f"the database is away: {str(error).strip()}. The job {self._job.pk} goes on."
                     ) from error
+                if self._asked + self._asks.qsize() >= ASKS_TO_DETACH:
+                    raise self._detached() from error
                 logger.warning("database: %s; trying again", str(error).strip())
                 connection = connections[self._alias]
                 if not connection.in_atomic_block:
@@ -338,6 +350,11 @@ class _EmbeddedWorker:
     def is_alive(self) -> bool:
         """Whether it still works."""
         return self._thread.is_alive()
+
+    def leave(self) -> None:
+        """Tell it to stop, and hardly wait: an engine that hangs would hold it up for all its grace."""
+        self._worker.stop()
+        self._thread.join(DETACHED_PATIENCE_SECONDS)
 
     def close(self) -> None:
         """Let it remove the container, then stop it; other jobs on the host are left to the next worker."""

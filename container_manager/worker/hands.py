@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
+import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from container_manager import lifecycle
 from container_manager.conf import Settings
@@ -15,15 +18,34 @@ from container_manager.worker.messages import Inbox, Key, LogBatch
 from container_manager.worker.recorder import Held
 from container_manager.worker.run import Run
 
+logger = logging.getLogger("container_manager.worker")
+
+#: How long an attempt that failed in our hands is left alone, twice as long each time.
+FIRST_REST_SECONDS, MAX_REST_SECONDS = 5.0, 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rest:
+    """An attempt that we have laid aside."""
+
+    attempt: int
+    until: float  # monotonic
+    seconds: float
+
 
 class Hands:
-    """Every attempt whose end this worker has to record. For the supervisor's thread alone."""
+    """Every attempt whose end this worker has to record. For the supervisor's thread alone.
+
+    What failed in our hands is laid aside: its container runs on, and it is adopted as if another worker had
+    left it, from what is stored; but not at once, or it would fail again and again and hold up all others.
+    """
 
     def __init__(self, settings: Settings, inbox: Inbox) -> None:
         self.installation = ""
         self._settings = settings
         self._inbox = inbox
         self._held: dict[Key, Held] = {}
+        self._resting: dict[str, _Rest] = {}  # by job: its next attempt is likely to fail as this one does
 
     def __len__(self) -> int:
         return len(self._held)
@@ -35,6 +57,15 @@ class Hands:
         """What we hold under a key."""
         return self._held.get(key)
 
+    def of(self, key: Key) -> Held | None:
+        """What we hold of the very run that this key came with.
+
+        A run that was laid aside may still be heard of when its attempt is ours again, in another run. What
+        the first one read is not what the second one counts.
+        """
+        held = self._held.get(key)
+        return held if held is not None and held.run.key is key else None
+
     def take(self, held: Held) -> None:
         """It is ours from now on."""
         self._held[held.run.key] = held
@@ -42,6 +73,40 @@ class Hands:
     def drop(self, held: Held) -> None:
         """It is ours no more; a second time changes nothing."""
         self._held.pop(held.run.key, None)
+
+    def give_up(self, held: Held, error: Exception) -> None:
+        """It fails with us: forget the run, which goes on all the same, and adopt it later, as found then."""
+        self.lay_aside(held.run.key, error)
+        agent = held.seat.agent
+        if agent is not None:
+            agent.forget(held.run)
+
+    def lay_aside(self, key: Key, error: Exception) -> None:
+        """Leave an attempt alone for a while, and log why."""
+        self._held.pop(key, None)
+        before = self._resting.get(key.job_id)
+        seconds = FIRST_REST_SECONDS if before is None else min(before.seconds * 2, MAX_REST_SECONDS)
+        self._resting[key.job_id] = _Rest(
+            attempt=key.attempt, until=time.monotonic() + seconds, seconds=seconds
+        )
+        logger.error(
+            "job %s failed in this worker's hands; its container runs on, and it is adopted again in %g s",
+            key.job_id,
+            seconds,
+            exc_info=error,
+            extra={"job_id": key.job_id},
+        )
+
+    def resting(self) -> list[tuple[uuid.UUID, int]]:
+        """The (id, attempt) of those that are not to be adopted yet."""
+        now = time.monotonic()
+        # One that has been well for so long begins anew, should it fail again.
+        self._resting = {
+            job_id: rest for job_id, rest in self._resting.items() if now < rest.until + MAX_REST_SECONDS
+        }
+        return [
+            (uuid.UUID(job_id), rest.attempt) for job_id, rest in self._resting.items() if now < rest.until
+        ]
 
     def on(self, seat: HostSeat) -> list[Held]:
         """What runs on one host."""

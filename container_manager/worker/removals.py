@@ -6,6 +6,7 @@ import logging
 
 from container_manager.conf import Settings
 from container_manager.worker.agent import HostAgent
+from container_manager.worker.hands import Hands
 from container_manager.worker.hosts import HostSeat
 from container_manager.worker.messages import Key, Removed, Started, Strays
 from container_manager.worker.recorder import Held, Recorder
@@ -58,15 +59,18 @@ class Removals:
             self._recorder.removed(self._gone)
             self._gone = []
 
-    def clear(self, message: Strays, seat: HostSeat, installation: str) -> None:
-        """Hold containers that no run knows against the database, and have the useless ones removed."""
+    def clear(self, message: Strays, seat: HostSeat, hands: Hands) -> None:
+        """Hold containers that no run knows against the database, and have the useless ones removed.
+
+        No run of that seat: two hosts may be two ways to one engine, and then each lists what the other runs.
+        """
         if seat.agent is None or seat.tenure is None or not seat.tenure.is_valid():
             return
-        going = set(self._going.values())
+        busy = set(self._going.values()) | {held.run.spec.name for held in hands}
         try:
             strays = judge_strays(
-                [container for container in message.containers if container.name not in going],
-                installation=installation,
+                [container for container in message.containers if container.name not in busy],
+                installation=hands.installation,
                 engine_now=seat.agent.engine_now(),
                 settings=self._settings,
             )

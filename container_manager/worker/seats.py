@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 from django.db.models import Q
 
 from container_manager import lifecycle
 from container_manager.conf import Settings
-from container_manager.core.errors import HostMismatch, InvalidJob, LeaseLost
+from container_manager.core.errors import HostFault, HostMismatch, InvalidJob, LeaseLost
+from container_manager.core.inert import inert_line
 from container_manager.core.states import Status
 from container_manager.models import ContainerJob, EngineLease, ExecutionMetadata, ExecutorHost
 from container_manager.models.admission import move_what_does_not_fit
 from container_manager.records import stored_chunks, stored_state
+from container_manager.worker.database import is_of_one
 from container_manager.worker.hands import Hands
 from container_manager.worker.hosts import HostSeat
 from container_manager.worker.leases import LeaseKeeper, Tenure
-from container_manager.worker.messages import HostDown, HostUp, Inbox
+from container_manager.worker.messages import HostDown, HostUp, Inbox, Key
 from container_manager.worker.recorder import Held, Recorder
 from container_manager.worker.upkeep import hosts_given_up
 
 logger = logging.getLogger("container_manager.worker")
 
+_NO_HOST = "no host is registered; `manage.py register_local_host` adds this machine's engine"
+_NO_ACTIVE_HOST = "no host that this worker may serve is active"
+#: How often a host at which this worker itself failed is asked again.
+FAILED_PROBE_SECONDS = 10.0
+
 
 class Seats:
-    """Sits down at hosts, takes over what runs there, and leaves. For the supervisor's thread alone."""
+    """Sits down at hosts, takes over what runs there, and leaves. For the supervisor's thread alone.
+
+    What fails at one host is that host's matter: it is down, with the error's text, and the others go on.
+    """
 
     def __init__(
         self,
@@ -47,6 +59,8 @@ class Seats:
         self._host_names = list(host_names)
         self._seats: dict[int, HostSeat] = {}
         self._tenures: dict[str, Tenure] = {}
+        self._said: dict[int, str] = {}  # by host, 0: of all; what we wait for, each once
+        self._failed: dict[int, str] = {}  # by host; what of it was logged with its traceback
 
     def __iter__(self) -> Iterator[HostSeat]:
         return iter(list(self._seats.values()))
@@ -73,16 +87,28 @@ class Seats:
             if seat is None:
                 self._seats[pk] = HostSeat(host, self._inbox)
             elif not host.is_reached_like(seat.host) or host.engine_id != seat.host.engine_id:
-                self._empty(pk, seat)
+                with self._contained(seat):
+                    self._empty(pk, seat)
             else:
                 for name in ("max_concurrent_jobs", "weight", "is_active"):
                     setattr(seat.host, name, getattr(host, name))
         for pk, seat in list(self._seats.items()):
-            if pk not in rows:
-                self._empty(pk, seat)
-            elif seat.agent is not None:
-                self._adopt(seat)
+            with self._contained(seat):
+                if pk not in rows:
+                    self._empty(pk, seat)
+                elif seat.agent is not None:
+                    self._adopt(seat)
+        if rows:
+            self._said.pop(0, None)
+        else:
+            self._say(0, _NO_ACTIVE_HOST if ExecutorHost.objects.exists() else _NO_HOST)
         self._give_up_hosts()
+
+    def probe(self) -> None:
+        """Ask those hosts how they are of whom it is time to know."""
+        for seat in self:
+            with self._contained(seat):
+                seat.probe_if_due()
 
     def keep_leases(self) -> None:
         """Prolong every tenure."""
@@ -101,7 +127,8 @@ class Seats:
         """Take over from another worker as soon as its lease is free, has run out, or it is gone."""
         for seat in self:
             if seat.is_vacant and self._leases.may_try(seat.host.engine_id):
-                self._sit_down(seat)
+                with self._contained(seat):
+                    self._sit_down(seat)
 
     def drop_lost_leases(self) -> None:
         """Another worker has taken over: stop acting on its hosts; it adopts what runs there."""
@@ -134,22 +161,46 @@ class Seats:
         seat = self._seats.get(message.host_id)
         if seat is None or not seat.is_ready:
             return  # the late word of an agent that was left; the next probe tells how it is now
-        try:
-            seat.came_up(message.facts, record=self._may_record(seat))
-        except HostMismatch as error:
-            seat.went_down(error, record=self._may_record(seat))
-            return
-        move_what_does_not_fit(seat.host)
-        if seat.agent is None:
-            self._sit_down(seat)
+        with self._contained(seat):
+            try:
+                seat.came_up(message.facts, record=self._may_record(seat))
+            except HostMismatch as error:
+                seat.went_down(error, record=self._may_record(seat))
+                return
+            move_what_does_not_fit(seat.host)
+            if seat.agent is None:
+                self._sit_down(seat)
+            self._failed.pop(seat.host.pk, None)
 
     def went_down(self, message: HostDown) -> None:
         """A host does not answer, or as somebody else."""
         seat = self._seats.get(message.host_id)
         if seat is not None:
+            self._failed.pop(seat.host.pk, None)
             seat.went_down(message.error, record=self._may_record(seat))
 
     # --------------------------------------------------------------------------------------- insides
+
+    @contextmanager
+    def _contained(self, seat: HostSeat) -> Iterator[None]:
+        """What fails within is this host's matter, unless the database or the lease is gone for all."""
+        try:
+            yield
+        except Exception as error:
+            if not is_of_one(error):
+                raise
+            text = inert_line(f"the worker failed at it: {type(error).__name__}: {error}")
+            if self._failed.get(seat.host.pk) != text:  # once, and not with each look
+                logger.exception("host %s failed; the others go on", seat.host.name)
+                self._failed[seat.host.pk] = text
+            seat.went_down(HostFault(text), record=self._may_record(seat))
+            seat.probe_at = time.monotonic() + FAILED_PROBE_SECONDS
+
+    def _say(self, about: int, text: str) -> None:
+        """Tell what we wait for, when that has changed: who looks at a quiet worker wants to know."""
+        if self._said.get(about) != text:
+            self._said[about] = text
+            logger.info("%s", text)
 
     def _empty(self, pk: int, seat: HostSeat) -> None:
         """No new jobs; what runs is followed to its end; then the seat is left."""
@@ -158,14 +209,20 @@ class Seats:
             seat.leave(patience=1.0)
             del self._seats[pk]
             self._release_if_idle(seat.host.engine_id)
+            self._said.pop(pk, None)
+            self._failed.pop(pk, None)
 
     def _sit_down(self, seat: HostSeat) -> None:
         """Acquire the engine's lease and take over what runs there."""
         assert seat.facts is not None  # noqa: S101 - the host has answered
         tenure = self._tenure_of(seat.facts.engine_id)
-        if tenure is not None:  # else another worker serves it; `stand_by` tries again
-            seat.serve(tenure, installation=self._hands.installation, settings=self._settings)
-            self._adopt(seat)
+        if tenure is None:  # another worker serves it; `stand_by` tries again
+            holder = EngineLease.holder(seat.facts.engine_id) or "another worker"
+            self._say(seat.host.pk, f"host {seat.host.name} is served by {holder}; standing by")
+            return
+        self._said.pop(seat.host.pk, None)
+        seat.serve(tenure, installation=self._hands.installation, settings=self._settings)
+        self._adopt(seat)
 
     def _may_record(self, seat: HostSeat) -> bool:
         """How a host is, its worker says: from another machine the same address may be another engine."""
@@ -199,7 +256,7 @@ class Seats:
         """The host's active jobs that we do not hold, made ours."""
         if tenure is None or not tenure.is_valid():
             return []
-        mine = [(held.job.pk, held.run.key.attempt) for held in self._hands]
+        mine = [(held.job.pk, held.run.key.attempt) for held in self._hands] + self._hands.resting()
         adopted = lifecycle.adopt(tenure.lease, seat.host, worker=self._worker, held=mine)
         found = [self._hold(seat, tenure, job, execution) for job, execution in adopted]
         return [held for held in found if held is not None]
@@ -218,6 +275,18 @@ class Seats:
                 self._recorder.lost(held, f"{evidence}the engine {tenure.lease.engine_id}.")
 
     def _hold(
+        self, seat: HostSeat, tenure: Tenure, job: ContainerJob, execution: ExecutionMetadata
+    ) -> Held | None:
+        """Make an adopted job ours; what fails with it is its matter alone, and it is left for a while."""
+        try:
+            return self._taken_over(seat, tenure, job, execution)
+        except Exception as error:
+            if not is_of_one(error):
+                raise
+            self._hands.lay_aside(Key(str(job.pk), job.attempt), error)
+            return None
+
+    def _taken_over(
         self, seat: HostSeat, tenure: Tenure, job: ContainerJob, execution: ExecutionMetadata
     ) -> Held | None:
         try:
@@ -239,7 +308,9 @@ class Seats:
 
     def _give_up_hosts(self) -> None:
         """End the jobs of hosts that are away for too long, or that another engine stands in for."""
-        away = {seat.host.pk: seat.absence() for seat in self if not seat.reachable}
+        # Not those at which we fail ourselves: that is no evidence against what runs there.
+        down = [seat for seat in self if not seat.reachable and seat.host.pk not in self._failed]
+        away = {seat.host.pk: seat.absence() for seat in down}
         seen_down = {pk: absence for pk, absence in away.items() if absence is not None}
         if not seen_down:
             return
@@ -249,7 +320,13 @@ class Seats:
             if tenure is None:
                 continue  # another worker holds it, and comes to the same conclusion
             for held in self._hands.on(seat) + self._orphans(seat, tenure):
-                self._recorder.lost(held, evidence)
+                try:
+                    self._recorder.lost(held, evidence)
+                except Exception as error:
+                    if not is_of_one(error):
+                        raise
+                    self._hands.give_up(held, error)
+                    continue
                 self._hands.drop(held)
                 if seat.agent is not None:
                     seat.agent.forget(held.run)

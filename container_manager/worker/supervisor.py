@@ -13,20 +13,12 @@ import time
 import uuid
 from collections.abc import Callable, Collection
 
-from django.core.exceptions import ObjectDoesNotExist
-from django.db import DatabaseError, InterfaceError, OperationalError, router
+from django.db import DatabaseError, InterfaceError, router
 from django.db.models import Q
 
 from container_manager import lifecycle
 from container_manager.conf import Settings, get_settings
-from container_manager.core.errors import (
-    ExecutorError,
-    HostFault,
-    IllegalTransition,
-    InvalidJob,
-    LeaseLost,
-    NeverStarted,
-)
+from container_manager.core.errors import HostFault, InvalidJob, LeaseLost, NeverStarted
 from container_manager.core.policy import enforce
 from container_manager.core.states import ACTIVE, FINAL
 from container_manager.models import (
@@ -37,7 +29,7 @@ from container_manager.models import (
 from container_manager.models.admission import request_of
 from container_manager.worker import wakeup
 from container_manager.worker.claims import Claimed, Claims, unclaimable
-from container_manager.worker.database import DatabaseAway, PatientDatabase
+from container_manager.worker.database import DatabaseAway, PatientDatabase, is_cut_short, is_of_one
 from container_manager.worker.hands import Hands
 from container_manager.worker.hosts import HostSeat
 from container_manager.worker.leases import LeaseKeeper
@@ -64,6 +56,7 @@ from container_manager.worker.upkeep import Upkeep
 logger = logging.getLogger("container_manager.worker")
 
 HOSTS_SECONDS = 5.0  # how often the host rows are read, and orphaned jobs looked for
+CUT_SHORT_SECONDS = 1.0  # between two turns that the database was too slow for
 _ACTIVE = [status.value for status in ACTIVE]
 
 
@@ -96,6 +89,8 @@ class Worker:
         self._only = only
         self._drain = drain
         self._draining = False
+        self._said_left = 0
+        self._fallen: list[Held] = []  # at the stop: what the next worker finds where we left it
         self._alias = router.db_for_write(ContainerJob)
         self._inbox = Inbox()
         self._recorder = Recorder(self.name, self._settings)
@@ -147,6 +142,7 @@ class Worker:
                 self._turn()
                 if self._draining and not self._hands and not self._removals:
                     break
+                self._say_what_is_left()
                 if self._once and self._is_every_due_done():
                     blocked = self._database.attempt(self._what_is_left)
                     if blocked is not None:
@@ -171,12 +167,18 @@ class Worker:
             if message is None:
                 break
             self._dispatch(message)
-            message = self._inbox.get(0)
+            message = None if self._stop.is_set() else self._inbox.get(0)  # at the stop: see `_shut_down`
         try:
             self._database.attempt(self._tick)
         except LeaseLost as error:  # between two statements; what was claimed is adopted by the next holder
             logger.warning("%s", error)
             self._database.attempt(self._seats.drop_lost_leases)
+        except DatabaseError as error:
+            if not is_cut_short(error):
+                raise
+            # The database is there, and may store what was reported meanwhile: that must not wait for this.
+            logger.warning("database: %s; left for the next turn", str(error).strip())
+            self._stop.wait(CUT_SHORT_SECONDS)
 
     def _patience(self) -> float:
         if self._claim_due and not self._draining and self._claims.are_possible():
@@ -191,14 +193,13 @@ class Worker:
     def _tick(self) -> None:
         if self._wakeup is not None and self._wakeup.changed():
             self._woken()
+        self._every("lease", self._settings.LEASE_SECONDS / 4, self._keep_leases)  # first: all rests on it
         self._every("poll", self._poll_interval, self._look_around)
         self._every("hosts", HOSTS_SECONDS, self._mind_hosts)
-        self._every("lease", self._settings.LEASE_SECONDS / 4, self._keep_leases)
         self._every("removed", 0.5, self._removals.store)
         self._every("upkeep", self._upkeep.seconds, self._upkeep.work)
         self._seats.stand_by()
-        for seat in self._seats:
-            seat.probe_if_due()
+        self._seats.probe()
         if "cancel" in self._due and self._due["cancel"] <= time.monotonic():
             del self._due["cancel"]
             self._pass_cancels_on()
@@ -235,23 +236,55 @@ class Worker:
         self._woken()
 
     def _dispatch(self, message: Message) -> None:
+        """Apply a message, at work and at the stop alike.
+
+        What cannot be stored of a run lets go of the run: nothing later of it may be stored by us, or the log
+        would have a gap behind which the cursor says that all is well. Whoever has it next, we or another
+        worker, reads on from what is stored.
+        """
         try:
             self._database.attempt(lambda: self._apply(message))
         except LeaseLost as error:
             logger.warning("%s", error)
-            self._database.attempt(self._seats.drop_lost_leases)
-        except IllegalTransition:
-            # A mistake of ours about one job must not end all others. Not ours any more, it is adopted anew.
-            logger.exception("a report does not fit its job: %s", message)
-            held = self._hands.get(getattr(message, "key", Key("", 0)))
-            if held is not None:
-                self._hands.drop(held)
-        except (DatabaseError, ObjectDoesNotExist):
-            if not self._drop_if_deleted(message):
-                raise
+            self._let_fall(message)
+            self._due["lease"] = 0.0  # in this very turn: which of them are lost
+        except DatabaseAway as error:
+            logger.warning("not stored at the stop, the next worker finds it again: %s", error)
+            self._fallen += self._let_fall(message)
+        except Exception as error:  # noqa: BLE001 - logged with its traceback there
+            # One job's, or a mistake of ours about one: neither this worker nor, after it, the next may die.
+            self._contain(message, error)
         finally:
             if isinstance(message, LogBatch):
                 self._inbox.stored()
+
+    def _let_fall(self, message: Message) -> list[Held]:
+        held = self._held_of(message)
+        if held is None:
+            return []
+        self._hands.drop(held)
+        agent = held.seat.agent
+        if agent is not None:
+            agent.forget(held.run)
+        return [held]
+
+    def _contain(self, message: Message, error: Exception) -> None:
+        held = self._held_of(message)
+        if held is None:
+            logger.error("not applied: %s", message, exc_info=error)
+            return
+        try:
+            there = self._database.attempt(ContainerJob.objects.filter(pk=held.job.pk).exists)
+        except (DatabaseAway, DatabaseError, InterfaceError):
+            there = True  # as far as we know
+        if there:
+            self._hands.give_up(held, error)
+        else:
+            self._drop_deleted(held)
+
+    def _held_of(self, message: Message) -> Held | None:
+        key = getattr(message, "key", None)
+        return None if key is None else self._hands.of(key)
 
     # --------------------------------------------------------------------------------- what happens
 
@@ -267,13 +300,13 @@ class Worker:
             case Strays():
                 seat = self._seats.get(message.host_id)
                 if seat is not None:
-                    self._removals.clear(message, seat, self._hands.installation)
+                    self._removals.clear(message, seat, self._hands)
             case Started():
                 self._removals.started_again(message)
             case Removed():
                 self._removals.came_to_an_end(message)
             case _:
-                held = self._hands.get(message.key)
+                held = self._hands.of(message.key)
                 if held is not None:
                     self._apply_to(held, message)
 
@@ -281,8 +314,9 @@ class Worker:
         match message:
             case Launched():
                 held.seat.breaker.succeeded()
-                if not self._recorder.launched(held, message) and held.seat.agent is not None:
-                    held.seat.agent.cancel(held.run)
+                agent = held.seat.agent
+                if not self._recorder.launched(held, message) and agent is not None:
+                    agent.cancel(held.run)
             case LogBatch():
                 self._recorder.logs(held, message)
             case LaunchFailed():
@@ -294,14 +328,6 @@ class Worker:
                 self._recorder.exited(held, message)
                 self._let_go(held)
 
-    def _drop_if_deleted(self, message: Message) -> bool:
-        """Whether the message is about a job whose row somebody deleted: end its container then."""
-        held = self._hands.get(getattr(message, "key", Key("", 0)))
-        if held is None or ContainerJob.objects.filter(pk=held.job.pk).exists():
-            return False
-        self._drop_deleted(held)
-        return True
-
     def _drop_all_deleted(self) -> None:
         there = ContainerJob.objects.filter(pk__in=[held.job.pk for held in self._hands])
         known = set(there.values_list("pk", flat=True)) if self._hands else set()
@@ -312,9 +338,10 @@ class Worker:
     def _drop_deleted(self, held: Held) -> None:
         logger.warning("job %s was deleted while it ran; its container is removed", held.job.pk)
         self._hands.drop(held)
-        if held.seat.agent is not None:
-            held.seat.agent.forget(held.run)
-            held.seat.agent.remove(held.run)
+        agent = held.seat.agent
+        if agent is not None:
+            agent.forget(held.run)
+            agent.remove(held.run)
 
     def _let_go(self, held: Held) -> None:
         self._hands.drop(held)
@@ -332,7 +359,12 @@ class Worker:
         self._claim_due = False
         for seat, pairs in self._claims.take():
             for pair in pairs:
-                self._launch(pair, seat)
+                try:
+                    self._launch(pair, seat)
+                except Exception as error:
+                    if not is_of_one(error):
+                        raise
+                    self._hands.lay_aside(Key(str(pair[0].pk), pair[0].attempt), error)
 
     def _launch(self, pair: Claimed, seat: HostSeat) -> None:
         job, execution = pair
@@ -376,8 +408,11 @@ class Worker:
             scope = scope.filter(pk__in=list(self._only))
         if self._host_names:
             scope = scope.filter(docker_host__name__in=self._host_names)
-        open_jobs = list(scope.values_list("docker_host_id", "docker_host__name").distinct())
-        return unclaimable(open_jobs, self._seats)
+        resting = scope.filter(pk__in=[pk for pk, _ in self._hands.resting()]).values_list("pk", flat=True)
+        failed = [f"job {pk}: it failed in this worker's hands" for pk in resting]
+        open_jobs = scope.exclude(pk__in=list(resting)).values_list("docker_host_id", "docker_host__name")
+        blocked = unclaimable(list(open_jobs.distinct()), self._seats)
+        return None if blocked is None else blocked + failed
 
     def _shut_down(self) -> None:
         """Leave the containers running, store what is known, and give the leases back."""
@@ -402,25 +437,41 @@ class Worker:
         self._inbox.close()
         while (message := self._inbox.get(0)) is not None:
             self._last_word(message)
-        try:
-            self._removals.store()
-            self._seats.release_leases()
-            RegisteredWorker.leave(self.name)
-        except (OperationalError, InterfaceError) as error:
-            logger.warning("the database is away at the stop; the leases run out by themselves: %s", error)
+        for step in (self._seats.release_leases, self._removals.store, self._leave):
+            try:
+                step()
+            except (DatabaseError, InterfaceError) as error:
+                text = "the database fails at the stop: %s; the leases run out by themselves"
+                logger.warning(text, str(error).strip(), exc_info=is_of_one(error))
         if self._wakeup is not None:
             self._wakeup.close()
-        logger.info("stopped; %d jobs run on and will be adopted by the next worker", len(self._hands))
+        logger.info("stopped; %s", self._what_goes_on())
 
     def _last_word(self, message: Message) -> None:
-        if isinstance(message, LogBatch):
-            self._inbox.stored()
-        if isinstance(message, HostUp | HostDown | Started | Strays | Wake):
-            return
-        try:
-            self._apply(message)
-        except (OperationalError, InterfaceError, LeaseLost, ExecutorError) as error:
-            logger.warning("not stored at the stop, the next worker finds it again: %s", error)
+        if not isinstance(message, HostUp | HostDown | Strays):  # no seat is taken any more, nothing cleared
+            self._dispatch(message)
+
+    def _leave(self) -> None:
+        RegisteredWorker.leave(self.name)
+
+    def _say_what_is_left(self) -> None:
+        left = len(self._hands)
+        if self._draining and left and left != self._said_left:
+            self._said_left = left
+            logger.info("draining: %s left", _jobs(left))
+
+    def _what_goes_on(self) -> str:
+        """What the next worker finds."""
+        left = [*self._hands, *self._fallen]
+        running = sum(1 for held in left if held.run.ever_running)
+        parts = []
+        if running:
+            verbs = "runs on and is" if running == 1 else "run on and are"
+            parts.append(f"{_jobs(running)} {verbs} adopted by the next worker")
+        if len(left) > running:
+            verbs = "was being launched and is" if len(left) - running == 1 else "were being launched and are"
+            parts.append(f"{_jobs(len(left) - running)} {verbs} looked after by the next worker")
+        return "; ".join(parts) or "nothing was running"
 
     # ------------------------------------------------------------------------------------- database
 
@@ -429,6 +480,10 @@ class Worker:
         for held in self._hands:
             with contextlib.suppress(ContainerJob.DoesNotExist):  # told when its container ends
                 held.job.refresh_from_db(fields=_MOVED_FIELDS)
+
+
+def _jobs(number: int) -> str:
+    return "1 job" if number == 1 else f"{number} jobs"
 
 
 #: What a transition changes on an instance. Not attempt and token: by these we tell what is ours, and a

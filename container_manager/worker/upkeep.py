@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 
 from container_manager import retention
 from container_manager.conf import Settings
 from container_manager.models import ContainerJob, ExecutorHost
 from container_manager.models.clock import time_until
+from container_manager.worker.database import is_passing
 from container_manager.worker.hosts import Absence
 
 logger = logging.getLogger("container_manager.worker")
@@ -17,29 +19,80 @@ logger = logging.getLogger("container_manager.worker")
 MISMATCH_SECONDS = 5.0
 #: A worker gives no host up that it has not itself found away for this long.
 WITNESS_SECONDS = 30.0
-BUSY_SECONDS = 1.0  # between two batches while there is something to delete
+BUSY_SECONDS = 1.0  # between two steps while there is something to delete
 IDLE_SECONDS = 300.0
+#: After a step that failed, twice as long each time.
+FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 60.0, 3600.0
 
 
 class Upkeep:
-    """Deletes what is over its time, a batch at a time, so that no job waits for it."""
+    """Deletes what is over its time, a step at a time, so that no job waits for it.
+
+    Nor does it end or hold up the worker, whatever comes of it: a receiver or a foreign key of the project's
+    may refuse a deletion, the database may find it too slow, each time anew.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self.seconds = BUSY_SECONDS  # until the next turn
-        self._rules = retention.Rules.of(settings)
-        self._batch = settings.RETENTION_BATCH
+        rules, batch = retention.Rules.of(settings), settings.RETENTION_BATCH
+        self._chores = [
+            _Chore("%d workers forgotten", lambda: iter([retention.forget_workers()])),
+            _Chore("%d jobs deleted", lambda: retention.prune_jobs(rules, batch=batch)),
+            _Chore("the output of %d attempts deleted", lambda: retention.prune_logs(rules, batch=batch)),
+        ]
+        if rules.are_off:
+            del self._chores[1:]
+
+    @property
+    def seconds(self) -> float:
+        """Until the next turn."""
+        return max(BUSY_SECONDS, min(chore.due_at for chore in self._chores) - time.monotonic())
 
     def work(self) -> None:
-        """One batch of each kind."""
-        retention.forget_workers()
-        if self._rules.are_off:
-            self.seconds = IDLE_SECONDS
-            return
-        jobs = retention.prune_jobs(self._rules, batch=self._batch)
-        logs = retention.prune_logs(self._rules, batch=self._batch)
-        if jobs or logs:
-            logger.info("retention: %d jobs and the output of %d attempts deleted", jobs, logs)
-        self.seconds = BUSY_SECONDS if self._batch in (jobs, logs) else IDLE_SECONDS
+        """One step of each kind that is due."""
+        for chore in self._chores:
+            if chore.due_at <= time.monotonic():
+                chore.step()
+
+
+class _Chore:
+    """One kind of deletion, in rounds of as many steps as it takes."""
+
+    def __init__(self, done: str, begin: Callable[[], Iterator[int]]) -> None:
+        self.due_at = 0.0  # monotonic
+        self._done = done
+        self._begin = begin
+        self._steps: Iterator[int] | None = None
+        self._count = 0
+        self._failures = 0
+
+    def step(self) -> None:
+        """One transaction."""
+        try:
+            self._steps = self._steps or self._begin()
+            count = next(self._steps, None)
+        except Exception as error:
+            # Whatever it is, jobs are more important. A database that is away the jobs' own work will meet.
+            pause = min(FIRST_PAUSE_SECONDS * 2 ** min(self._failures, 10), MAX_PAUSE_SECONDS)
+            logger.log(
+                logging.WARNING if is_passing(error) else logging.ERROR,
+                "retention: a step failed, tried again in %g s: %s",
+                pause,
+                str(error).strip(),
+                exc_info=not is_passing(error),
+            )
+            self._failures += 1
+            self._end_round(pause)
+        else:
+            if count is None:
+                self._failures = 0
+                self._end_round(IDLE_SECONDS)
+            else:
+                self._count += count
+
+    def _end_round(self, pause: float) -> None:
+        if self._count:
+            logger.info("retention: %s", self._done % self._count)
+        self._steps, self._count, self.due_at = None, 0, time.monotonic() + pause
 
 
 def hosts_given_up(away: Mapping[int, Absence], settings: Settings) -> Iterator[tuple[int, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +17,15 @@ from django.core.management import CommandError, call_command
 from django.db import connections
 
 from container_manager import lifecycle
+from container_manager.core.errors import HostTimeout
 from container_manager.core.outcome import ExitReason
 from container_manager.executors.registry import open_executor
 from container_manager.models import ContainerJob, EngineLease, EnvironmentVariableTemplate, ExecutorHost
+from container_manager.testing import FakeEngine, FakeRun
 from container_manager.worker.foreground import Detached, Foreground, Progress, exit_code
 from container_manager.worker.supervisor import Worker
+from tests.db.factories import make_host, make_job
+from tests.db.workers import QUICK, until, until_status
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -286,6 +291,35 @@ def test_a_third_ctrl_c_does_not_wait_for_the_end(host: ExecutorHost) -> None:
     assert job.status == "launching"
     assert job.cancel_requested_by == "run_in_container"
     assert [text.partition(":")[0] for text in said] == ["asked the job to stop", "killing the job"]
+
+
+def test_a_third_ctrl_c_waits_for_no_engine_that_hangs(engine: FakeEngine, settings: Any) -> None:
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "STOP_GRACE_SECONDS": 60.0}
+    host = make_host("one")
+    engine.default = FakeRun(hold=threading.Event(), term_exit_code=None)
+    engine.fail("stop", HostTimeout("no answer in 60 s"), times=None)
+    job = make_job()
+    run = Foreground(job, Listener([]))
+    pressed: list[float] = []
+
+    def press() -> None:
+        try:
+            until_status(job, "running")
+            for _ in range(3):
+                run.interrupt()
+            pressed.append(time.monotonic())
+        finally:
+            connections.close_all()
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(Detached, match=str(job.pk)):
+        run.run()
+    assert time.monotonic() - pressed[0] < 3.0
+    thread.join()
+    host.refresh_from_db()
+    until(lambda: not EngineLease.holder(host.engine_id), "its worker to leave, while nobody waits")
+    assert engine.containers[job.container_name].alive  # its cancel is the next worker's
 
 
 def test_a_job_that_somebody_deletes_ends_the_command(

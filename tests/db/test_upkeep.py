@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import threading
 from dataclasses import replace
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import OperationalError
+from django.db.models.signals import pre_delete
 from django.utils import timezone
 
-from container_manager import lifecycle
+from container_manager import lifecycle, retention
 from container_manager.core.errors import EngineFault
 from container_manager.models import (
     ContainerJob,
@@ -26,7 +29,9 @@ from container_manager.models import (
     RegisteredWorker,
 )
 from container_manager.models.admission import spec_of
+from container_manager.retention import Rules, prune_jobs, prune_logs
 from container_manager.testing import FakeEngine, FakeExecutor, FakeRun
+from container_manager.worker import upkeep
 from container_manager.worker.strays import NotThisDatabase, judge_strays
 from tests.db.factories import finish_job, hold, make_host, make_job
 from tests.db.workers import QUICK, drain, until, until_status, working
@@ -114,6 +119,113 @@ def test_the_worker_deletes_beside_its_jobs(host: ExecutorHost, engine: FakeEngi
         until(lambda: names() == {"kept"}, "the old jobs to be deleted")
         until(lambda: kept.executions.get().logs_pruned, "the output to be deleted")
         until(lambda: not RegisteredWorker.objects.filter(pk="forgotten").exists(), "the worker's row to go")
+
+
+def test_a_dry_run_tells_what_the_real_one_does(host: ExecutorHost) -> None:
+    for days in (9, 9, 3):
+        ended(days)
+    options = ("--completed-days", "7", "--log-days", "2")
+    would = call("prune_container_jobs", "--dry-run", *options)
+    assert would == "would delete 2 jobs and the output of 1 attempts\n"
+    assert call("prune_container_jobs", *options) == would.replace("would delete", "deleted")
+
+
+RULES = Rules(completed_days=0, failed_days=0, log_days=0)
+
+
+def talked(job: ContainerJob, chunks: int) -> ContainerJob:
+    """The job has so many chunks of output."""
+    execution = job.executions.get()
+    template = execution.log_chunks.get()
+    for sequence in range(1, chunks):
+        LogChunk.objects.create(
+            execution=execution, sequence=sequence, data=template.data, last_timestamp_ns=sequence
+        )
+    job.executions.update(log_chunk_count=chunks)
+    return job
+
+
+def rows() -> int:
+    return sum(model.objects.count() for model in (ContainerJob, ExecutionMetadata, JobEvent, LogChunk))
+
+
+def test_a_transaction_deletes_no_more_rows_than_a_batch(host: ExecutorHost) -> None:
+    for _ in range(3):
+        ended(5)  # a job, an attempt, a chunk and four events
+    long = talked(ended(9), 40)
+    counts, partly = [rows()], False
+    for _ in prune_jobs(replace(RULES, completed_days=1), batch=14):
+        counts.append(rows())
+        left = LogChunk.objects.filter(execution__job=long).count()
+        partly = partly or 0 < left < 40
+        assert left in {0, 40} or long.executions.get().logs_pruned  # a part of it is not called output
+    assert counts[-1] == 0
+    assert partly
+    assert max(before - after for before, after in itertools.pairwise(counts)) <= 14
+
+
+def test_a_deletion_of_output_that_was_cut_off_is_taken_up_again(host: ExecutorHost) -> None:
+    job = talked(ended(5), 9)
+    rules = replace(RULES, log_days=1)
+    steps = prune_logs(rules, batch=4)
+    assert [next(steps), next(steps)] == [0, 0]  # it is marked, and four chunks are gone
+    steps.close()  # type: ignore[attr-defined]
+    assert LogChunk.objects.count() == 5
+    assert "the output of 1 attempts" in call("prune_container_jobs", "--log-days", "1", "--dry-run")
+    assert sum(prune_logs(rules, batch=4)) == 1
+    assert not LogChunk.objects.exists()
+    assert list(prune_logs(rules, batch=4)) == []
+    assert job.executions.get().stdout_bytes == 5
+
+
+@pytest.fixture
+def refused() -> Any:
+    """Nobody may delete a job: the project says so in a receiver of its own."""
+
+    def refuse(**_: Any) -> None:
+        raise RuntimeError("the project wants to keep this one")
+
+    pre_delete.connect(refuse, sender=ContainerJob)
+    yield lambda: pre_delete.disconnect(refuse, sender=ContainerJob)
+    pre_delete.disconnect(refuse, sender=ContainerJob)
+
+
+def test_a_receiver_that_refuses_a_deletion_does_not_end_the_worker(
+    engine: FakeEngine,
+    host: ExecutorHost,
+    settings: Any,
+    refused: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "KEEP_COMPLETED_DAYS": 2.0, "KEEP_LOGS_DAYS": 1.0}
+    monkeypatch.setattr(upkeep, "FIRST_PAUSE_SECONDS", 0.1)
+    old, silent = ended(3, name="old"), ended(1.5)
+    with working():
+        until(lambda: "the project wants to keep this one" in caplog.text, "the refusal")
+        until_status(make_job(name="new"), "completed")
+        until(lambda: silent.executions.get().logs_pruned, "the rest of the upkeep to go on")
+        assert old.executions.get().log_chunks.exists()  # it is kept as a whole
+        refused()
+        until(lambda: "old" not in names(), "the next trial")
+    (first, *_) = [record for record in caplog.records if "a step failed" in record.getMessage()]
+    assert first.exc_info
+
+
+def test_a_deletion_that_the_database_never_manages_holds_up_no_job(
+    engine: FakeEngine, host: ExecutorHost, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "KEEP_COMPLETED_DAYS": 1.0}
+    tried = threading.Event()
+
+    def too_slow(rules: Rules, *, batch: int) -> Any:
+        tried.set()
+        raise OperationalError("canceling statement due to statement timeout")
+
+    monkeypatch.setattr(retention, "prune_jobs", too_slow)
+    with working():
+        until(tried.is_set, "the deletion to be tried")
+        until_status(make_job(), "completed")
 
 
 @pytest.mark.parametrize("days", ["-1", "1e9", "nan"])

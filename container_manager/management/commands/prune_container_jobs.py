@@ -45,11 +45,8 @@ class Command(JobCommand):
             jobs, logs = jobs_over_time(rules).count(), logs_over_time(rules).count()
             self.stdout.write(f"would delete {jobs} jobs and the output of {logs} attempts")
             return
-        jobs = logs = 0
-        while (count := prune_jobs(rules, batch=settings.RETENTION_BATCH)) > 0:
-            jobs += count
-        while (count := prune_logs(rules, batch=settings.RETENTION_BATCH)) > 0:
-            logs += count
+        jobs = sum(prune_jobs(rules, batch=settings.RETENTION_BATCH))
+        logs = sum(prune_logs(rules, batch=settings.RETENTION_BATCH))
         self.stdout.write(f"deleted {jobs} jobs and the output of {logs} attempts")
 
 
