@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from container_manager import lifecycle
 from container_manager.conf import Settings
+from container_manager.core.enginetext import message_text
 from container_manager.core.errors import HostFault, JobFault, NeverStarted
 from container_manager.core.observation import ContainerState
 from container_manager.core.outcome import (
@@ -246,7 +247,7 @@ class Recorder:
             "job %s (%s) %s",
             held.job.pk,
             held.job.name or "unnamed",
-            text,
+            message_text(text),
             extra={
                 "job_id": str(held.job.pk),
                 "execution_id": held.run.spec.name,

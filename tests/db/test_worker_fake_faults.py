@@ -565,7 +565,9 @@ def test_what_a_registry_says_can_be_stored_whatever_it_is(engine: FakeEngine, h
         assert len(text) < 20_000
 
 
-def test_what_an_engine_says_of_its_own_trouble_can_be_stored(engine: FakeEngine, host: ExecutorHost) -> None:
+def test_what_an_engine_says_of_its_own_trouble_can_be_stored(
+    engine: FakeEngine, host: ExecutorHost, caplog: pytest.LogCaptureFixture
+) -> None:
     engine.fail("create", EngineFault(HOSTILE))
     job = make_job()
     assert drain() == []
@@ -574,7 +576,7 @@ def test_what_an_engine_says_of_its_own_trouble_can_be_stored(engine: FakeEngine
     release = job.events.get(transition="release")
     first = job.executions.order_by("attempt").first()
     assert first is not None
-    for text in (release.message, first.exit_message, first.docker_log):
+    for text in (release.message, first.exit_message, first.docker_log, caplog.text):
         assert "no ⟨U+D800⟩ and no ⟨NUL⟩" in text
 
 
