@@ -324,9 +324,21 @@ def lost(message: str) -> Outcome:
     return _failed(ExitReason.HOST_LOST, None, message)
 
 
-def rejected(reason: ExitReason, message: str) -> Outcome:
-    """The outcome of a job that never ran."""
-    return _failed(reason, None, message)
+def rejected(
+    reason: ExitReason, message: str, *, exit_code: int | None = None, intent: Intent = Intent.NONE
+) -> Outcome:
+    """The outcome of a job that never ran: for `reason`, unless it was not to run any more."""
+    if intent is Intent.CANCEL:
+        return cancelled_before_start()
+    if intent is Intent.DEADLINE:
+        return deadline_exceeded()
+    return _failed(reason, exit_code, message)
+
+
+def cancelled_before_start() -> Outcome:
+    """The outcome of a job that its owner wanted ended while it was launched."""
+    message = "The job was cancelled before it was started."
+    return _outcome(Status.CANCELLED, ExitReason.CANCELLED, None, message)
 
 
 def _failed(reason: ExitReason, code: int | None, message: str) -> Outcome:

@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from container_manager.core.enginetext import log_text, message_text
 from container_manager.core.errors import ExecutorError, InvalidJob, JobFault
-from container_manager.core.outcome import ExitReason, Outcome, rejected
+from container_manager.core.outcome import ExitReason, Outcome, cancelled_before_start, rejected
 from container_manager.core.retry import Again
 from container_manager.core.states import ACTIVE, Status, Transition
 from container_manager.lifecycle.moves import add_event, alias, all_jobs, lock, move
@@ -96,45 +96,22 @@ def finish(
     now = timezone.now()
     outcome = replace(outcome, message=message_text(outcome.message))
     docker_log = log_text(docker_log)
-    target = outcome.status
     with transaction.atomic(using=alias()):
         EngineLease.fence(lease)
         store_chunks(execution, chunks)
         execution.docker_log = docker_log
         store_attempt(execution, outcome, started_at, finished_at, now, usage, logs)
         record = job_record(execution, docker_log, logs)
-        result = {
-            "completed_at": finished_at or now,
-            "exit_code": outcome.exit_code,
-            "exit_reason": outcome.reason.value,
-            "exit_message": outcome.message,
-            **record,
-        }
-        if started_at is not None:
-            result["started_at"] = started_at
-        ours = job.status in ACTIVE
-        if job.status == Status.LAUNCHING and started_at is not None and target is not Status.CANCELLED:
-            seen = {"started_at": started_at}
-            ours = move(job, Transition.START, Status.RUNNING, seen, lease=lease, actor=worker) is not None
         event = None
-        if ours and again is not None and not _cancel_is_wanted(job):
-            event = _try_again(lease, job, outcome, again, record, actor=worker)
-        elif ours:
-            transition = _final_transition(Status(job.status), target)
-            event = move(
-                job,
-                transition,
-                target,
-                result,
-                lease=lease,
-                actor=worker,
-                reason=outcome.reason,
-                message=outcome.message,
-            )
+        if _is_ours_to_end(lease, job, outcome, started_at, actor=worker):
+            if again is not None and not _cancel_is_wanted(job):
+                event = _try_again(lease, job, outcome, again, record, actor=worker)
+            else:
+                times = {"completed_at": finished_at or now, **_known_start(started_at)}
+                event = _end(lease, job, outcome, {**record, **times}, actor=worker)
         if event is None:
-            _store_late_record(lease, job, outcome, record, started_at)
-            return False
-        return True
+            _store_late_record(lease, job, outcome, {**record, **_known_start(started_at)})
+        return event is not None
 
 
 def release(
@@ -161,21 +138,8 @@ def release(
         if job.status != Status.LAUNCHING:
             return False  # given back already, and the answer to that commit was lost
         if _cancel_is_wanted(job):
-            moved = move(
-                job,
-                Transition.CANCEL,
-                Status.CANCELLED,
-                {
-                    "completed_at": execution.recorded_at,
-                    "exit_reason": ExitReason.CANCELLED.value,
-                    "exit_message": "The job was cancelled before it was started.",
-                    "docker_log": docker_log,
-                },
-                lease=lease,
-                actor=worker,
-                reason=ExitReason.CANCELLED,
-                message=message,
-            )
+            fields = {"completed_at": execution.recorded_at, "docker_log": docker_log}
+            moved = _end(lease, job, cancelled_before_start(), fields, actor=worker, message=message)
         else:
             not_before = from_now(wait_seconds) if wait_seconds else None
             fields = {"lease_token": None, "docker_log": docker_log, "not_before": not_before}
@@ -276,6 +240,49 @@ def store_logs(
             all_jobs().filter(pk=job.pk, attempt=execution.attempt, lease_token=lease.token).update(**columns)
 
 
+def _is_ours_to_end(
+    lease: HeldLease, job: ContainerJob, outcome: Outcome, started_at: datetime | None, *, actor: str
+) -> bool:
+    """Whether the job still waits for its end. One that was not seen running yet passes through `start`."""
+    if job.status not in ACTIVE:
+        return False
+    if job.status == Status.RUNNING or started_at is None or outcome.status is Status.CANCELLED:
+        return True
+    seen = _known_start(started_at)
+    return move(job, Transition.START, Status.RUNNING, seen, lease=lease, actor=actor) is not None
+
+
+def _known_start(started_at: datetime | None) -> dict[str, Any]:
+    return {} if started_at is None else {"started_at": started_at}
+
+
+def _end(
+    lease: HeldLease,
+    job: ContainerJob,
+    outcome: Outcome,
+    fields: dict[str, Any],
+    *,
+    actor: str,
+    message: str = "",
+) -> JobEvent | None:
+    """Give the job its final status; `message` is what the event says where that is not the outcome's."""
+    return move(
+        job,
+        _final_transition(Status(job.status), outcome.status),
+        outcome.status,
+        {
+            "exit_code": outcome.exit_code,
+            "exit_reason": outcome.reason.value,
+            "exit_message": outcome.message,
+            **fields,
+        },
+        lease=lease,
+        actor=actor,
+        reason=outcome.reason,
+        message=message or outcome.message,
+    )
+
+
 def _try_again(
     lease: HeldLease, job: ContainerJob, outcome: Outcome, again: Again, record: dict[str, Any], *, actor: str
 ) -> JobEvent | None:
@@ -314,12 +321,7 @@ def _final_transition(source: Status, target: Status) -> Transition:
     return Transition.EXPIRE if target is Status.TIMEOUT else Transition.REJECT
 
 
-def _store_late_record(
-    lease: HeldLease, job: ContainerJob, outcome: Outcome, record: dict[str, Any], started_at: datetime | None
-) -> None:
+def _store_late_record(lease: HeldLease, job: ContainerJob, outcome: Outcome, record: dict[str, Any]) -> None:
     """The job was ended by its owner before we could say how its container ended: keep the facts."""
-    fields = {**record, "exit_code": outcome.exit_code}
-    if started_at is not None:
-        fields["started_at"] = started_at
     ours = all_jobs().filter(pk=job.pk, attempt=job.attempt, lease_token=lease.token)
-    ours.filter(status=Status.CANCELLED).update(**fields)
+    ours.filter(status=Status.CANCELLED).update(**record, exit_code=outcome.exit_code)

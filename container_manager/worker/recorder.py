@@ -20,7 +20,6 @@ from container_manager.core.outcome import (
     ExitReason,
     Intent,
     Outcome,
-    deadline_exceeded,
     decide,
     lost,
     missed_intent,
@@ -106,23 +105,8 @@ class Recorder:
             self._log(held, f"given back: {fact.error}", level=logging.WARNING)
             return
         reason = fact.error.reason if isinstance(fact.error, JobFault) else ExitReason.CREATE_ERROR
-        outcome = rejected(reason, fact.error.explained())
-        if fact.intent is Intent.CANCEL:
-            outcome = Outcome(
-                status=Status.CANCELLED,
-                reason=ExitReason.CANCELLED,
-                exit_code=None,
-                message="The job was cancelled before it was started.",
-            )
-        elif fact.intent is Intent.DEADLINE:
-            outcome = deadline_exceeded()
-        elif fact.exit_code is not None:
-            outcome = Outcome(
-                status=outcome.status,
-                reason=outcome.reason,
-                exit_code=fact.exit_code,
-                message=outcome.message,
-            )
+        message = fact.error.explained()
+        outcome = rejected(reason, message, exit_code=fact.exit_code, intent=fact.intent)
         self._finish(held, outcome, None)
 
     def exited(self, held: Held, fact: Exited) -> None:
@@ -221,7 +205,10 @@ class Recorder:
         return rows.select_related("job").first()
 
     def _wait(self, job: ContainerJob, error: HostFault) -> float:
-        """None where the host is not to blame. Else a job that nothing can run would hold up all others."""
+        """Seconds before it is claimed again; 0 where the host is not to blame.
+
+        Without a wait a job that no host can run would hold up all others.
+        """
         if isinstance(error, NeverStarted):
             return 0.0
         before = job.executions.filter(exit_reason="", recorded_at__isnull=False).count()

@@ -272,3 +272,19 @@ def test_what_was_missed_counts_less_than_what_the_engine_knows(
     seen: Observation, reason: ExitReason
 ) -> None:
     assert decide(seen, missed=Intent.TIMEOUT, engine_interrupted=True).reason is reason
+
+
+@pytest.mark.parametrize(
+    ("intent", "status", "reason", "exit_code"),
+    [
+        (Intent.NONE, Status.FAILED, ExitReason.BAD_USER, 126),
+        (Intent.TIMEOUT, Status.FAILED, ExitReason.BAD_USER, 126),  # no limit holds before the start
+        (Intent.CANCEL, Status.CANCELLED, ExitReason.CANCELLED, None),
+        (Intent.DEADLINE, Status.TIMEOUT, ExitReason.DEADLINE_EXCEEDED, None),
+    ],
+)
+def test_what_never_ran_ends_by_its_fault_or_because_it_was_not_to_run(
+    intent: Intent, status: Status, reason: ExitReason, exit_code: int | None
+) -> None:
+    outcome = rejected(ExitReason.BAD_USER, "No such user.", exit_code=126, intent=intent)
+    assert (outcome.status, outcome.reason, outcome.exit_code) == (status, reason, exit_code)
