@@ -65,8 +65,7 @@ def local_host(
     """The guide's first host; behind the test no container of its jobs may be left on the engine."""
     yield running.register(docker_url, max_concurrent_jobs=5, weight=100)
     left = running.our_containers(engine)
-    for name in left:
-        engine.containers.get(name).remove(force=True)
+    running.remove(engine, left)
     assert not left, "the test left containers behind"
 
 

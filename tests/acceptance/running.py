@@ -8,8 +8,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import docker
@@ -170,6 +171,18 @@ def our_containers(client: docker.DockerClient) -> list[str]:
         str(found.name)
         for found in client.containers.list(all=True, ignore_removed=True, filters={"label": label})
     ]
+
+
+def remove(client: docker.DockerClient, names: Iterable[str]) -> None:
+    """End and remove containers, and those as well whose removal is under way already."""
+    for name in names:
+        try:
+            client.containers.get(name).remove(force=True)
+        except docker.errors.NotFound:
+            continue
+        except docker.errors.APIError as error:
+            if error.status_code != HTTPStatus.CONFLICT:
+                raise
 
 
 def signal_job(client: docker.DockerClient, job: ContainerJob, name: str) -> None:

@@ -372,7 +372,7 @@ def test_a_worker_beside_another_one_says_that_it_stands_by(
 ) -> None:
     with working() as first:
         until(lambda: EngineLease.holder("fake-one") == first.name, "the first to serve the host")
-        settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "LEASE_SECONDS": 0.8}  # it tries often
+        settings.CONTAINER_MANAGER_SETTINGS = {**QUICK, "LEASE_SECONDS": 1.0}  # it tries often
         with caplog.at_level(logging.INFO), working() as second:
             until(lambda: records(caplog, "standing by"), "it to be told")
             due = second._leases._retry_at["fake-one"]

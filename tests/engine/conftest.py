@@ -8,7 +8,7 @@ import docker
 import pytest
 
 from container_manager.models import ExecutorHost
-from tests.acceptance.running import connect, our_containers, register
+from tests.acceptance.running import connect, our_containers, register, remove
 
 
 @pytest.fixture
@@ -22,6 +22,5 @@ def engine(docker_url: str) -> Iterator[docker.DockerClient]:
 def host(transactional_db: None, engine: docker.DockerClient, docker_url: str) -> Iterator[ExecutorHost]:
     yield register(docker_url)
     left = our_containers(engine)
-    for name in left:
-        engine.containers.get(name).remove(force=True)
+    remove(engine, left)
     assert not left, "the test left containers behind"

@@ -9,7 +9,7 @@ import docker
 import pytest
 
 from container_manager.models import ContainerJob, ExecutorHost
-from tests.acceptance.running import connect, register
+from tests.acceptance.running import connect, register, remove
 from tests.engines import BASE_IMAGE
 from tests.fault import FULL, checker
 from tests.fault.checker import Evidence, Expected, Report
@@ -51,8 +51,7 @@ def markers(tmp_path: Path) -> Path:
 @pytest.fixture
 def host(transactional_db: None, engine: docker.DockerClient, docker_url: str) -> Iterator[ExecutorHost]:
     yield register(docker_url, max_concurrent_jobs=4)
-    for name in checker.real_containers(engine):
-        engine.containers.get(name).remove(force=True)
+    remove(engine, checker.real_containers(engine))
 
 
 @pytest.fixture

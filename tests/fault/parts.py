@@ -25,7 +25,7 @@ from docker.types.daemon import CancellableStream
 from container_manager.core.spec import LABEL_INSTALLATION, LABEL_JOB
 from container_manager.models import ContainerJob, ExecutionMetadata, ExecutorHost, JobEvent
 from tests import engines
-from tests.acceptance.running import connect
+from tests.acceptance.running import connect, remove
 
 #: Longest wait for anything: only a failing test waits that long.
 PATIENCE_SECONDS = 120.0
@@ -268,8 +268,8 @@ class EngineWatch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        for container in self.containers():  # of a failed test: the others wait for their removal
-            container.remove(force=True)
+        # Of a failed test: the others wait for their removal.
+        remove(self._client, [str(container.id) for container in self.containers()])
         self._stream.close()
         self._thread.join(10)
         self._client.close()

@@ -17,7 +17,15 @@ from docker.errors import ImageNotFound
 from container_manager.executors.docker import images
 from container_manager.models import ContainerJob, ExecutorHost
 from tests import engines
-from tests.acceptance.running import connect, finished, our_containers, register, stored, worker_thread
+from tests.acceptance.running import (
+    connect,
+    finished,
+    our_containers,
+    register,
+    remove,
+    stored,
+    worker_thread,
+)
 from tests.db.workers import working
 from tests.fault.parts import until, until_ended
 from tests.fault.registry_proxy import Fault, RegistryProxy, registry
@@ -91,8 +99,7 @@ def host(
     monkeypatch.setattr(images, "RETRY_SECONDS", (0.3, 0.6, 0.9))
     yield register(puller.url, max_concurrent_jobs=8)
     left = our_containers(client)
-    for name in left:
-        client.containers.get(name).remove(force=True)
+    remove(client, left)
     assert not left, "the test left containers behind"
 
 
