@@ -116,6 +116,10 @@ class Again:
     wait_seconds: float
     counted: bool
 
+    def begins_before(self, deadline_left: float | None) -> bool:
+        """Whether it could begin before the job's total deadline, so many seconds away; None: no deadline."""
+        return deadline_left is None or self.wait_seconds < deadline_left
+
 
 def decide_retry(
     policy: RetryPolicy,
@@ -124,14 +128,12 @@ def decide_retry(
     failures: int,
     attempts: int,
     ceiling: int,
-    deadline_left: float | None,
     luck: float,
 ) -> Again | None:
-    """Say whether another attempt follows an ended one; None: the job ends.
+    """Say whether the policy has another attempt follow an ended one; None: the job ends.
 
     `failures`: counted ones before this. `attempts`: all so far, this one included, which `ceiling` bounds
-    even where a rule ignores them. `deadline_left`: seconds until the job's total deadline; an attempt that
-    could begin only after it does not follow. `luck` is from 0 to 1.
+    even where a rule ignores them. `luck` is from 0 to 1.
     """
     if outcome.status not in (Status.FAILED, Status.TIMEOUT) or outcome.reason in NEVER_RETRIED:
         return None
@@ -141,10 +143,7 @@ def decide_retry(
     counted = action is Action.RETRY
     if counted and failures + 1 >= policy.attempts:
         return None
-    wait = policy.backoff(failures + counted, luck=luck)
-    if deadline_left is not None and wait >= deadline_left:
-        return None
-    return Again(wait_seconds=wait, counted=counted)
+    return Again(wait_seconds=policy.backoff(failures + counted, luck=luck), counted=counted)
 
 
 def _action(policy: RetryPolicy, outcome: Outcome) -> Action:

@@ -51,7 +51,9 @@ class ExecutionMetadata(models.Model):
 
     stdout_bytes = models.BigIntegerField(default=0)
     stderr_bytes = models.BigIntegerField(default=0)
-    log_stored_bytes = models.BigIntegerField(default=0)  # both streams, with what each frame takes on top
+    log_stored_bytes = models.BigIntegerField(
+        default=0, db_default=0
+    )  # both streams, with what each frame takes on top
     log_chunk_count = models.PositiveIntegerField(default=0)
     log_cursor_ns = models.BigIntegerField(null=True, blank=True)
     log_cursor_frames = models.PositiveIntegerField(default=0)

@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from container_manager import signals
 from container_manager.conf import get_settings
+from container_manager.core.enginetext import message_text
 from container_manager.core.errors import ConfigurationError, ExecutorError, HostMismatch
 from container_manager.core.inert import inert_line
 from container_manager.core.observation import HostFacts
@@ -255,7 +256,9 @@ class ExecutorHost(models.Model):
     def record_down(self, error: ExecutorError) -> None:
         """Store that a health call failed, and how."""
         mismatch = isinstance(error, HostMismatch)
-        self._store_health(self.Health.MISMATCHED if mismatch else self.Health.UNREACHABLE, str(error))
+        self._store_health(
+            self.Health.MISMATCHED if mismatch else self.Health.UNREACHABLE, message_text(str(error))
+        )
 
     def _store_health(self, health: Health, error: str) -> None:
         previous, self.health = self.health, health

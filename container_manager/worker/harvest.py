@@ -12,7 +12,7 @@ from container_manager.core.outcome import Intent
 from container_manager.worker.crew import Crew
 from container_manager.worker.link import Link
 from container_manager.worker.messages import Exited, Inbox
-from container_manager.worker.run import Phase, Run
+from container_manager.worker.run import RESTART_SECONDS, Phase, Run
 
 logger = logging.getLogger("container_manager.worker")
 
@@ -22,9 +22,8 @@ FOLLOW_AFTER_SECONDS = 0.3
 FOLLOWER_PATIENCE_SECONDS = 10.0
 #: How often an engine may fail to read a log (a damaged file) before the job ends without the rest of it.
 READ_ATTEMPTS = 3
-#: A container whose start lies this far behind ours may have been started again by somebody else; where the
-#: engine cannot tell, it was if by that much: our note of a start is late at times, and never early.
-LATE_START_SECONDS, RESTART_SECONDS = 0.3, 1.0
+#: A container whose start lies this far behind ours may have been started again: the engine is asked.
+LATE_START_SECONDS = 0.3
 #: How long after an end by SIGKILL we look again, and the exit code that it leaves.
 OOM_NEWS_SECONDS, KILLED = 0.5, 137
 

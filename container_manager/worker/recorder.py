@@ -35,11 +35,12 @@ from container_manager.models.lease import HeldLease
 from container_manager.records import Usage
 from container_manager.worker.hosts import HostSeat
 from container_manager.worker.messages import Exited, Key, Launched, LaunchFailed, LogBatch
-from container_manager.worker.run import Run
+from container_manager.worker.run import RESTART_SECONDS, Run
 
 logger = logging.getLogger("container_manager.jobs")
 
 _RESTARTED = "The container was started again from outside while the job ran; the record covers both runs."
+_NO_TIME_LEFT = "No other attempt follows: it could begin only after the job's deadline."
 #: How long we wait for a reader that waits for us.
 REST_SECONDS = 0.2
 #: A job that its host failed waits before it is claimed again, longer each time and twice as long as the host
@@ -147,7 +148,11 @@ class Recorder:
     def started_again(self, key: Key, at: datetime) -> None:
         """The container of an ended attempt started before it was removed: by others, if after its end."""
         execution = self._execution(key)
-        if execution is not None and execution.finished_at is not None and at > execution.finished_at:
+        if execution is None or execution.finished_at is None or at <= execution.finished_at:
+            return
+        # News of the first start may come late, and be younger than the end of a quick program.
+        begun = execution.started_at or execution.finished_at
+        if (at - begun).total_seconds() > RESTART_SECONDS:
             message = "the container was started again from outside after its end; it was removed"
             lifecycle.note(execution, "started_again", message, self._worker)
 
@@ -179,6 +184,8 @@ class Recorder:
             started, finished = held.execution.started_at, None
             chunk, logs = held.run.logs.rest(patience=REST_SECONDS)
         again = self._again(held.job, outcome)
+        if again is not None and not again.begins_before(lifecycle.deadline_left(held.job)):
+            again, outcome = None, replace(outcome, message=f"{outcome.message} {_NO_TIME_LEFT}")
         done = lifecycle.finish(
             held.lease,
             held.job,
@@ -224,7 +231,6 @@ class Recorder:
             failures=job.failed_attempts,
             attempts=job.executions.exclude(exit_reason="").count() + 1,  # not those that its host failed
             ceiling=self._settings.MAX_JOB_ATTEMPTS,
-            deadline_left=lifecycle.deadline_left(job),
             luck=random.random(),  # noqa: S311 - spreads waits, guards nothing
         )
 

@@ -16,6 +16,10 @@ from container_manager.worker.logs import LogBuffer
 from container_manager.worker.messages import Key
 from container_manager.worker.timer import Appointment
 
+#: A start this far behind the one that we know is another one, made by somebody else. What we know of a start
+#: may be late by less, and so may the engine's news of it.
+RESTART_SECONDS = 1.0
+
 
 class Phase(Enum):
     """Where the agent is with a run; the database knows less, and later."""

@@ -171,6 +171,17 @@ def test_the_deadline_ends_a_job_that_waits(engine: FakeEngine, host: ExecutorHo
         until_status(first, "completed")
 
 
+def test_an_attempt_that_could_begin_only_after_the_deadline_does_not_follow(
+    engine: FakeEngine, host: ExecutorHost
+) -> None:
+    engine.default = FakeRun(exit_code=1)
+    job = make_job(deadline_seconds=60, retry={"attempts": 3, "backoff_seconds": 120, "jitter": 0})
+    assert drain() == []
+    job.refresh_from_db()
+    assert (job.status, job.exit_reason, job.attempt) == ("failed", "application_error", 1)
+    assert "No other attempt follows: it could begin only after the job's deadline." in job.exit_message
+
+
 def test_a_deadline_is_counted_from_the_creation(engine: FakeEngine, host: ExecutorHost) -> None:
     job = make_job(deadline_seconds=100)
     assert job.deadline_at - job.created_at < timedelta(seconds=100.1)

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from container_manager.conf import get_settings
+from container_manager.conf import get_settings, out_of_bounds
 from container_manager.management.command import JobCommand
 from container_manager.retention import Rules, jobs_over_time, logs_over_time, prune_jobs, prune_logs
 
@@ -25,16 +25,21 @@ class Command(JobCommand):
         add = parser.add_argument
         add("--completed-days", type=float, metavar="N", help="keep completed jobs for so long; 0: for ever")
         add("--failed-days", type=float, metavar="N", help="failed, timed out and cancelled ones")
-        add("--log-days", type=float, metavar="N", help="stored output; the record of its job stays")
+        add(
+            "--log-days",
+            type=float,
+            metavar="N",
+            help="stored output and the engine's log; the rest of the record stays",
+        )
         add("--dry-run", action="store_true", help="only count what would be deleted")
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Delete until nothing is left to delete, and say how much it was."""
         settings = get_settings()
         rules = Rules(
-            completed_days=_days(options, "completed_days", settings.KEEP_COMPLETED_DAYS),
-            failed_days=_days(options, "failed_days", settings.KEEP_FAILED_DAYS),
-            log_days=_days(options, "log_days", settings.KEEP_LOGS_DAYS),
+            completed_days=_days(options, "completed_days", "KEEP_COMPLETED_DAYS"),
+            failed_days=_days(options, "failed_days", "KEEP_FAILED_DAYS"),
+            log_days=_days(options, "log_days", "KEEP_LOGS_DAYS"),
         )
         if rules.are_off:
             self.stdout.write(
@@ -50,11 +55,10 @@ class Command(JobCommand):
         self.stdout.write(f"deleted {jobs} jobs and the output of {logs} attempts")
 
 
-def _days(options: dict[str, Any], name: str, default: float) -> float:
+def _days(options: dict[str, Any], name: str, setting: str) -> float:
     given = options.get(name)
     if given is None:
-        return default
-    if not 0 <= given <= 36_500:
-        option = f"--{name.replace('_', '-')}"
-        raise CommandError(f"{option}: {given:g} is not a number of days from 0 to 36500.")
+        return float(getattr(get_settings(), setting))
+    if remedy := out_of_bounds(setting, given):
+        raise CommandError(f"--{name.replace('_', '-')}: {given:g} cannot be. {remedy} of days.")
     return float(given)
