@@ -116,7 +116,7 @@ class LogBuffer:
                 break
         for stream, column in self._columns.items():
             if missing[stream]:
-                if not cost[stream]:
+                if not (cost[stream] or column.is_tail(0)):  # a column without room shows nothing anyway
                     self._as_stored.add(stream)
                 column.skip(column.total_bytes + missing[stream])
         for frames in reversed(newest_first):

@@ -260,6 +260,13 @@ def stored_log(frames: Sequence[LogFrame], *, flush_every: int, column: int) -> 
 
 class TestTakeOver:
     @given(arrivals(max_lines=40), st.integers(0, 40), st.integers(1, 10), st.integers(0, 400))
+    @example(
+        # A column without room, and a stream whose rest is in the middle alone.
+        frames=[line(b"a"), *[line(b"b", stream=STDERR, at=n) for n in (1, 2)], line(b"c", at=3)],
+        cut=4,
+        flush_every=1,
+        column=0,
+    )
     def test_a_small_log_goes_on_as_if_nobody_had_changed(
         self, frames: list[LogFrame], cut: int, flush_every: int, column: int
     ) -> None:
