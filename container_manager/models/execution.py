@@ -51,9 +51,8 @@ class ExecutionMetadata(models.Model):
 
     stdout_bytes = models.BigIntegerField(default=0)
     stderr_bytes = models.BigIntegerField(default=0)
-    log_stored_bytes = models.BigIntegerField(
-        default=0, db_default=0
-    )  # both streams, with what each frame takes on top
+    # Both streams, with what each frame takes on top. Workers of an older version leave it to the database.
+    log_stored_bytes = models.BigIntegerField(default=0, db_default=0)
     log_chunk_count = models.PositiveIntegerField(default=0)
     log_cursor_ns = models.BigIntegerField(null=True, blank=True)
     log_cursor_frames = models.PositiveIntegerField(default=0)

@@ -256,9 +256,8 @@ class ExecutorHost(models.Model):
     def record_down(self, error: ExecutorError) -> None:
         """Store that a health call failed, and how."""
         mismatch = isinstance(error, HostMismatch)
-        self._store_health(
-            self.Health.MISMATCHED if mismatch else self.Health.UNREACHABLE, message_text(str(error))
-        )
+        health = self.Health.MISMATCHED if mismatch else self.Health.UNREACHABLE
+        self._store_health(health, message_text(str(error)))
 
     def _store_health(self, health: Health, error: str) -> None:
         previous, self.health = self.health, health

@@ -22,7 +22,7 @@ from container_manager.worker.harvest import FOLLOW_AFTER_SECONDS, Harvester
 from container_manager.worker.launch import Fence, Launcher
 from container_manager.worker.link import Link
 from container_manager.worker.messages import HostDown, HostUp, Inbox, Key, Removed, Started, Strays
-from container_manager.worker.run import Phase, Run
+from container_manager.worker.run import RESTART_SECONDS, Phase, Run
 from container_manager.worker.sampler import Sampler
 from container_manager.worker.stopping import Stopper
 
@@ -59,6 +59,7 @@ class HostAgent:
         self._fence = fence
         self._resync_interval = resync_interval
         self._runs: dict[str, Run] = {}  # by container name
+        self._leaving: dict[str, Run] = {}  # their ends are recorded, their containers are to go
         self._lock = threading.Lock()
         self._resync_since: float | None = None  # monotonic; when the comparison under way was asked for
         self._slow = False
@@ -105,6 +106,8 @@ class HostAgent:
 
     def remove(self, run: Run) -> None:
         """Remove the container of a run whose result is stored; reports `Removed`."""
+        with self._lock:
+            self._leaving[run.spec.name] = run
         self._crew.work(self._remove, run)
 
     def remove_stray(self, container_id: str, key: Key) -> None:
@@ -154,7 +157,7 @@ class HostAgent:
             self._link.broke()
             if stopping.is_set():
                 return
-            for run in self._all():
+            for run in self._known():
                 run.interrupted = True
             self._inbox.put(HostDown(host_id=self._host_id, error=self._link.mismatch or error))
             stopping.wait(RECONNECT_SECONDS[min(failures, len(RECONNECT_SECONDS) - 1)])
@@ -166,18 +169,27 @@ class HostAgent:
             self._submit_resync()
             return
         run = self._by_id(event.container_id)
-        if event.action is EventAction.START and (run is None or run.phase is Phase.HARVESTING):
-            self._tell_start(event)
-        if run is None:
+        if event.action is EventAction.START:
+            self._heed_start(event, run)
+        elif run is None:
             return
-        if event.action in (EventAction.DIE, EventAction.DESTROY):
+        elif event.action in (EventAction.DIE, EventAction.DESTROY):
             self._crew.work(self._harvester.harvest, run)
         elif event.action in (EventAction.OOM, EventAction.PAUSE, EventAction.UNPAUSE):
             run.note(f"event: {event.action}")
 
-    def _tell_start(self, event: EngineEvent) -> None:
-        key = Key(*attempt_of(event.labels))
-        self._inbox.put(Started(key=key, at=datetime.fromtimestamp(event.at_ns / 1e9, UTC)))
+    def _heed_start(self, event: EngineEvent, run: Run | None) -> None:
+        """The first start is ours. Of another one, behind the end that we know, the record has to tell."""
+        at = datetime.fromtimestamp(event.at_ns / 1e9, UTC)
+        if run is not None:
+            with run.lock:
+                run.starts_told += 1
+                if _is_first_start(run, at):
+                    return
+                if run.phase not in (Phase.HARVESTING, Phase.DONE):
+                    run.again_at = at  # whoever looks at its end may have looked just before
+                    return
+        self._inbox.put(Started(key=Key(*attempt_of(event.labels)), at=at))
 
     # ------------------------------------------------------------------------------------ comparing
 
@@ -249,6 +261,8 @@ class HostAgent:
             self._executor.remove(run.name)
             gone = True
         finally:
+            with self._lock:
+                self._leaving.pop(run.spec.name, None)
             self._inbox.put(Removed(key=run.key, gone=gone))
 
     def _remove_stray(self, container_id: str, key: Key) -> None:
@@ -274,4 +288,15 @@ class HostAgent:
         return [run for run in self._all() if run.phase is Phase.RUNNING]
 
     def _by_id(self, container_id: str) -> Run | None:
-        return next((run for run in self._all() if run.container_id == container_id), None)
+        return next((run for run in self._known() if run.container_id == container_id), None)
+
+    def _known(self) -> list[Run]:
+        with self._lock:
+            return [*self._runs.values(), *self._leaving.values()]
+
+
+def _is_first_start(run: Run, at: datetime) -> bool:
+    """Whether it is the start that we know of. News of it may be younger than the end of a quick program."""
+    if not run.interrupted:
+        return run.starts_told == 1
+    return run.started_at is not None and (at - run.started_at).total_seconds() <= RESTART_SECONDS

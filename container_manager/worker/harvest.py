@@ -11,7 +11,7 @@ from container_manager.core.observation import ALIVE, ContainerState, Observatio
 from container_manager.core.outcome import Intent
 from container_manager.worker.crew import Crew
 from container_manager.worker.link import Link
-from container_manager.worker.messages import Exited, Inbox
+from container_manager.worker.messages import Exited, Inbox, Started
 from container_manager.worker.run import RESTART_SECONDS, Phase, Run
 
 logger = logging.getLogger("container_manager.worker")
@@ -161,6 +161,8 @@ class Harvester:
                 logs=logs,
             )
         )
+        if run.again_at is not None and seen.finished_at is not None and run.again_at > seen.finished_at:
+            self._inbox.put(Started(key=run.key, at=run.again_at))
 
 
 def _is_followed(run: Run) -> bool:

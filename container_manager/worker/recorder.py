@@ -35,7 +35,7 @@ from container_manager.models.lease import HeldLease
 from container_manager.records import Usage
 from container_manager.worker.hosts import HostSeat
 from container_manager.worker.messages import Exited, Key, Launched, LaunchFailed, LogBatch
-from container_manager.worker.run import RESTART_SECONDS, Run
+from container_manager.worker.run import Run
 
 logger = logging.getLogger("container_manager.jobs")
 
@@ -148,11 +148,7 @@ class Recorder:
     def started_again(self, key: Key, at: datetime) -> None:
         """The container of an ended attempt started before it was removed: by others, if after its end."""
         execution = self._execution(key)
-        if execution is None or execution.finished_at is None or at <= execution.finished_at:
-            return
-        # News of the first start may come late, and be younger than the end of a quick program.
-        begun = execution.started_at or execution.finished_at
-        if (at - begun).total_seconds() > RESTART_SECONDS:
+        if execution is not None and execution.finished_at is not None and at > execution.finished_at:
             message = "the container was started again from outside after its end; it was removed"
             lifecycle.note(execution, "started_again", message, self._worker)
 

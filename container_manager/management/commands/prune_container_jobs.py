@@ -29,7 +29,7 @@ class Command(JobCommand):
             "--log-days",
             type=float,
             metavar="N",
-            help="stored output and the engine's log; the rest of the record stays",
+            help="stored output and engine log; the record stays",
         )
         add("--dry-run", action="store_true", help="only count what would be deleted")
 
