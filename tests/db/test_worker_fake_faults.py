@@ -22,7 +22,7 @@ from container_manager.core.errors import (
     NetworkNotFound,
     RegistryTrouble,
 )
-from container_manager.core.observation import HostFacts, ImageFacts
+from container_manager.core.observation import EventAction, HostFacts, ImageFacts
 from container_manager.core.spec import ContainerSpec
 from container_manager.models import (
     ContainerJob,
@@ -33,9 +33,9 @@ from container_manager.models import (
     LogChunk,
 )
 from container_manager.models.admission import spec_of
-from container_manager.testing import FakeClock, FakeEngine, FakeExecutor, FakeRun, fake_engine
+from container_manager.testing import FakeClock, FakeContainer, FakeEngine, FakeExecutor, FakeRun, fake_engine
 from tests.db.factories import hold, make_host, make_job
-from tests.db.workers import QUICK, drain, until, until_status, working
+from tests.db.workers import DEADLINE_SECONDS, QUICK, drain, until, until_status, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -818,3 +818,32 @@ def test_a_host_row_that_cannot_work_is_down_with_the_reason_and_the_others_go_o
         engine.default = FakeRun()
         row.update(executor_config={"timeout": 60})
         until_status(waiting, "completed")
+
+
+def test_late_news_of_the_first_start_is_no_second_start_and_news_of_the_second_is(
+    engine: FakeEngine, host: ExecutorHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, remove = FakeEngine.publish, FakeExecutor.remove
+    started: list[FakeContainer] = []
+    may_go = threading.Event()
+
+    def late(self: FakeEngine, action: EventAction, container: FakeContainer) -> None:
+        if action is EventAction.START:
+            started.append(container)
+        else:
+            publish(self, action, container)
+
+    def held_up(self: FakeExecutor, container_id: str) -> None:
+        assert may_go.wait(DEADLINE_SECONDS)
+        remove(self, container_id)
+
+    monkeypatch.setattr(FakeEngine, "publish", late)
+    monkeypatch.setattr(FakeExecutor, "remove", held_up)
+    with working():
+        job = until_status(make_job(), "completed")
+        for _ in range(2):
+            with engine.changed:
+                publish(engine, EventAction.START, started[0])  # its time is now, behind the end
+        until(lambda: job.events.filter(transition="started_again").exists(), "the second start to be told")
+        may_go.set()
+    assert job.events.filter(transition="started_again").count() == 1
