@@ -123,6 +123,10 @@ class HostAgent:
         self._crew.close(deadline)
         self._link.close()
         self._executor.close()
+        with self._lock:
+            left, self._leaving = list(self._leaving.values()), {}
+        for run in left:  # what the crew has forgotten is nobody's to wait for
+            self._inbox.put(Removed(key=run.key, gone=False))
         followers = [run.follower for run in self._all() if run.follower is not None]
         for thread in [*followers, self._watcher]:
             if thread.ident is not None:
@@ -186,8 +190,8 @@ class HostAgent:
                 run.starts_told += 1
                 if _is_first_start(run, at):
                     return
-                if run.phase not in (Phase.HARVESTING, Phase.DONE):
-                    run.again_at = at  # whoever looks at its end may have looked just before
+                if not run.reported:
+                    run.again_at = at  # who reports its end may have looked just before, and passes it on
                     return
         self._inbox.put(Started(key=Key(*attempt_of(event.labels)), at=at))
 
@@ -297,6 +301,6 @@ class HostAgent:
 
 def _is_first_start(run: Run, at: datetime) -> bool:
     """Whether it is the start that we know of. News of it may be younger than the end of a quick program."""
-    if not run.interrupted:
+    if run.launched and not run.interrupted:
         return run.starts_told == 1
-    return run.started_at is not None and (at - run.started_at).total_seconds() <= RESTART_SECONDS
+    return run.started_at is None or (at - run.started_at).total_seconds() <= RESTART_SECONDS

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from container_manager.core.errors import ExecutorError
+from container_manager.core.errors import ExecutorError, HostFault
 from container_manager.worker.timer import Appointment, Timer
 
 logger = logging.getLogger("container_manager.worker")
@@ -36,18 +36,17 @@ class Pool:
         self._closed = False
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Have a call made; it must not raise. Closed: it is dropped."""
+        """Have a call made; it must not raise. Closed: it is dropped.
+
+        Raises HostFault where there is nobody to make it.
+        """
         with self._changed:
             if self._closed:
                 return
+            if len(self._calls) >= self._idle and len(self._threads) < self._size:
+                self._grow()
             self._calls.append(call)
-            if len(self._calls) > self._idle and len(self._threads) < self._size:
-                name = f"{self._name}-{len(self._threads)}"
-                thread = threading.Thread(target=self._work, name=name, daemon=True)
-                thread.start()
-                self._threads.append(thread)
-            else:
-                self._changed.notify()
+            self._changed.notify()
 
     def close(self, *, forget: bool) -> None:
         """Take no more, and `forget` what is queued; a thread without a call ends."""
@@ -62,6 +61,18 @@ class Pool:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         self.close(forget=True)
+
+    def _grow(self) -> None:
+        name = f"{self._name}-{len(self._threads)}"
+        thread = threading.Thread(target=self._work, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the machine gives no more: those that there are make the call later
+            if not self._threads:
+                raise HostFault("this machine cannot start a thread for calls to the host") from error
+            logger.warning("%s: %s; %d threads have to do", self._name, error, len(self._threads))
+        else:
+            self._threads.append(thread)
 
     def _work(self) -> None:
         while True:

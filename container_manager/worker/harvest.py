@@ -95,7 +95,7 @@ class Harvester:
         """Take in what the log has; whether that was all of it, and nobody else began to read."""
         reader = run.logs.reader()
         for frame in self._link.executor.logs(run.name, since=run.logs.cursor, follow=follow):
-            if run.logs.truncated or not run.logs.is_reader(reader):
+            if run.logs.truncated or run.phase is Phase.DONE or not run.logs.is_reader(reader):
                 return False
             if run.logs.add(frame, reader=reader) and follow:
                 self._flush_soon(run)
@@ -161,8 +161,10 @@ class Harvester:
                 logs=logs,
             )
         )
-        if run.again_at is not None and seen.finished_at is not None and run.again_at > seen.finished_at:
-            self._inbox.put(Started(key=run.key, at=run.again_at))
+        with run.lock:
+            run.reported, again_at = True, run.again_at
+        if again_at is not None and seen.finished_at is not None and again_at > seen.finished_at:
+            self._inbox.put(Started(key=run.key, at=again_at))
 
 
 def _is_followed(run: Run) -> bool:

@@ -157,6 +157,8 @@ class Launcher:
         return not self._given_up(run, created=True)
 
     def _start(self, run: Run, image: ImageFacts) -> None:
+        # What was out of sight before the program ran is nothing to it.
+        run.launched, run.interrupted = True, not self._link.is_proven
         try:
             self._executor.start(run.container_id)
         except HostFault as error:
@@ -179,8 +181,12 @@ class Launcher:
         """A bug in a driver must not leave the job "launching" for ever."""
         try:
             yield
+        except HostFault as fault:
+            self._fail_before_start(run, fault)
+            raise
         except Exception as error:
-            self._fail(run, CreateFailed("the executor failed in a way it should not", detail=repr(error)))
+            what = "the executor failed in a way it should not"
+            self._fail_before_start(run, CreateFailed(what, detail=repr(error)))
             raise
 
     def _given_up(self, run: Run, *, created: bool = False) -> bool:
@@ -206,6 +212,10 @@ class Launcher:
             self._executor.withdraw(run.container_id)
         except HostFault as error:
             run.note(f"withdraw: {error}; it is found again as a stray")
+
+    def _fail_before_start(self, run: Run, error: ExecutorError) -> None:
+        if run.phase is Phase.LAUNCHING:  # of a program that runs only its end decides
+            self._fail(run, error)
 
     def _fail(self, run: Run, error: ExecutorError, *, exit_code: int | None = None) -> None:
         run.note(f"launch failed: {error}" + (f" [{error.detail}]" if error.detail else ""))

@@ -101,12 +101,12 @@ class Link:
     def _recognised(self, executor: Executor) -> HostFacts:
         facts = executor.health()
         if facts.engine_id != self._engine_id:
-            self.mismatch = HostMismatch(
+            mismatch = self.mismatch = HostMismatch(
                 f"engine {facts.engine_id} answers at this host's address, which is bound to the engine "
                 f"{self._engine_id}"
             )
             self.broke()
             self._stream_end.set()
-            raise self.mismatch
+            raise mismatch
         self._clock_offset = facts.clock_offset
         return facts

@@ -36,10 +36,9 @@ class Pulls:
         """Wait for the run's image, and have it pulled if that is not under way; `then` is a launch."""
         image = run.spec.image
         with self._lock:
-            is_under_way = image in self._waiting
+            if image not in self._waiting:
+                self._crew.pull(self._pull, image)
             self._waiting.setdefault(image, {})[run.key] = run, then
-        if not is_under_way:
-            self._crew.pull(self._pull, image)
 
     def leave(self, run: Run) -> bool:
         """Wait no longer; False where it does not wait. The pull goes on, for those who come next."""

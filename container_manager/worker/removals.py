@@ -34,8 +34,8 @@ class Removals:
     def begin(self, held: Held, agent: HostAgent) -> None:
         """Its end is recorded: have the container removed, unless the settings keep it."""
         if held.run.container_id and self._settings.IMMEDIATE_CLEANUP:
-            self._going[held.run.key] = held.run.spec.name
             agent.remove(held.run)
+            self._going[held.run.key] = held.run.spec.name
 
     def started_again(self, message: Started) -> None:
         """A start of what is not ours any more: one that is to go; another is a stray, and judged as one."""

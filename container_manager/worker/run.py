@@ -55,8 +55,10 @@ class Run:
     started_at: datetime | None = None  # by the engine's clock, as good as known
     looked_twice: bool = False  # at an end by SIGKILL
     restarted: bool = False  # somebody else started the container again
+    launched: bool = False  # by us: the engine's news of its first start is still to come
     starts_told: int = 0  # by the engine's events
     again_at: datetime | None = None  # of the last of them that was not the first
+    reported: bool = False  # its end was passed on
     ended_since: float = 0.0  # monotonic; when we were first told that it ended; 0: never
     follower: threading.Thread | None = None
     unreadable: int = 0  # how often the engine failed to read its log at the end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
@@ -256,8 +257,7 @@ class Seats:
         """The host's active jobs that we do not hold, made ours."""
         if tenure is None or not tenure.is_valid():
             return []
-        mine = [(held.job.pk, held.run.key.attempt) for held in self._hands] + self._hands.resting()
-        adopted = lifecycle.adopt(tenure.lease, seat.host, worker=self._worker, held=mine)
+        adopted = lifecycle.adopt(tenure.lease, seat.host, worker=self._worker, held=self._ours())
         found = [self._hold(seat, tenure, job, execution) for job, execution in adopted]
         return [held for held in found if held is not None]
 
@@ -266,13 +266,12 @@ class Seats:
         tenure = seat.tenure
         if tenure is None or not tenure.is_valid():
             return
-        mine = [(held.job.pk, held.run.key.attempt) for held in self._hands]
-        stranded = lifecycle.adopt_stranded(tenure.lease, seat.host, worker=self._worker, held=mine)
+        stranded = lifecycle.adopt_stranded(tenure.lease, seat.host, worker=self._worker, held=self._ours())
         for job, execution in stranded:
             held = self._hold(seat, tenure, job, execution)
             if held is not None:
                 evidence = f"The job ran on the engine {execution.engine_id}, which its host has left for "
-                self._recorder.lost(held, f"{evidence}the engine {tenure.lease.engine_id}.")
+                self._lose(held, f"{evidence}the engine {tenure.lease.engine_id}.")
 
     def _hold(
         self, seat: HostSeat, tenure: Tenure, job: ContainerJob, execution: ExecutionMetadata
@@ -320,14 +319,22 @@ class Seats:
             if tenure is None:
                 continue  # another worker holds it, and comes to the same conclusion
             for held in self._hands.on(seat) + self._orphans(seat, tenure):
-                try:
-                    self._recorder.lost(held, evidence)
-                except Exception as error:
-                    if not is_of_one(error):
-                        raise
-                    self._hands.give_up(held, error)
-                    continue
-                self._hands.drop(held)
+                self._lose(held, evidence)
                 if seat.agent is not None:
                     seat.agent.forget(held.run)
             self._release_if_idle(seat.host.engine_id)
+
+    def _lose(self, held: Held, evidence: str) -> None:
+        """End a job whose container nobody will see again; what fails with it is its matter alone."""
+        try:
+            self._recorder.lost(held, evidence)
+        except Exception as error:
+            if not is_of_one(error):
+                raise
+            self._hands.give_up(held, error)
+        else:
+            self._hands.drop(held)
+
+    def _ours(self) -> list[tuple[uuid.UUID, int]]:
+        """The (id, attempt) of what is not to be adopted now: what we hold, and what is laid aside."""
+        return [(held.job.pk, held.run.key.attempt) for held in self._hands] + self._hands.resting()

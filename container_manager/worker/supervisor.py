@@ -364,7 +364,12 @@ class Worker:
                 except Exception as error:
                     if not is_of_one(error):
                         raise
-                    self._hands.lay_aside(Key(str(pair[0].pk), pair[0].attempt), error)
+                    key = Key(str(pair[0].pk), pair[0].attempt)
+                    held = self._hands.get(key)
+                    if held is None:
+                        self._hands.lay_aside(key, error)
+                    else:
+                        self._hands.give_up(held, error)
 
     def _launch(self, pair: Claimed, seat: HostSeat) -> None:
         job, execution = pair

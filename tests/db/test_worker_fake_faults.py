@@ -847,3 +847,27 @@ def test_late_news_of_the_first_start_is_no_second_start_and_news_of_the_second_
         until(lambda: job.events.filter(transition="started_again").exists(), "the second start to be told")
         may_go.set()
     assert job.events.filter(transition="started_again").count() == 1
+
+
+def test_a_second_start_of_an_adopted_run_is_told(
+    engine: FakeEngine, host: ExecutorHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, may_go = FakeExecutor.remove, threading.Event()
+
+    def held_up(self: FakeExecutor, container_id: str) -> None:
+        assert may_go.wait(DEADLINE_SECONDS)
+        remove(self, container_id)
+
+    monkeypatch.setattr(FakeExecutor, "remove", held_up)
+    engine.default = held_run()
+    with working():
+        job = until_status(make_job(), "running")
+    with working():
+        until(lambda: job.events.filter(transition="adopt").exists(), "the adoption")
+        engine.finish(job.container_name)
+        until_status(job, "completed")
+        engine.clock = lambda: time.time_ns() + 60 * 10**9
+        with engine.changed:
+            engine.publish(EventAction.START, engine.containers[job.container_name])
+        until(lambda: job.events.filter(transition="started_again").exists(), "the second start to be told")
+        may_go.set()

@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 
+from container_manager.core.errors import HostFault
 from container_manager.worker.crew import Crew
 
 PATIENCE_SECONDS = 20.0
@@ -138,3 +139,33 @@ def test_a_host_does_not_wait_for_another_one_whose_name_begins_alike(crew: Crew
 
 def _put(made: queue.Queue[int], number: int) -> None:
     made.put(number)
+
+
+def no_more_threads(self: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_where_the_machine_gives_no_more_threads_those_there_are_make_the_calls(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = hung(crew)
+    monkeypatch.setattr(threading.Thread, "start", no_more_threads)
+    second = Hanging()
+    crew.work(second)
+    first.go_on.set()
+    assert second.began.wait(PATIENCE_SECONDS)
+    second.go_on.set()
+
+
+def test_without_any_thread_a_call_is_refused_and_not_forgotten(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = Hanging()
+    with monkeypatch.context() as without:
+        without.setattr(threading.Thread, "start", no_more_threads)
+        with pytest.raises(HostFault, match="cannot start a thread"):
+            crew.work(refused)
+    second = hung(crew)
+    second.go_on.set()
+    assert second.ended.wait(PATIENCE_SECONDS)
+    assert not refused.began.is_set()
