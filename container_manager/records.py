@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from django.db import router
+
 from container_manager.core.observation import LogCursor
 from container_manager.core.outcome import Outcome
 from container_manager.models import ExecutionMetadata, LogChunk
@@ -135,12 +137,13 @@ def stored_chunks(execution: ExecutionMetadata, *, backwards: bool = False) -> I
     A job that writes a line now and then has small chunks, one that floods has full ones: the first is
     asked for alone, then twice as many each time, up to a few megabytes.
     """
+    alias = router.db_for_write(LogChunk)  # a replica may lack the newest
     count, done, at_once = execution.log_chunk_count, 0, 1
     while done < count:
         low, high = done, min(done + at_once, count)
         if backwards:
             low, high = count - high, count - low
-        rows = execution.log_chunks.filter(sequence__gte=low, sequence__lt=high)
+        rows = execution.log_chunks.using(alias).filter(sequence__gte=low, sequence__lt=high)
         for row in rows.order_by("-sequence" if backwards else "sequence"):
             yield Chunk(row.sequence, bytes(row.data), row.last_timestamp_ns)
         done += at_once

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from django.db import router, transaction
 from django.db.models import Count, Q, QuerySet
+from django.db.models.deletion import Collector
 
 from container_manager.conf import Settings
 from container_manager.core.states import FINAL, Status
@@ -61,7 +62,7 @@ def jobs_over_time(rules: Rules) -> QuerySet[ContainerJob]:
     for statuses, days in ((_GOOD, rules.completed_days), (_BAD, rules.failed_days)):
         if days:
             over |= Q(status__in=statuses, completed_at__lt=from_now(-days * DAY))
-    found: QuerySet[ContainerJob] = ContainerJob.objects.filter(over)
+    found: QuerySet[ContainerJob] = ContainerJob.objects.using(_alias()).filter(over)
     return found.order_by("completed_at")
 
 
@@ -69,7 +70,7 @@ def logs_over_time(rules: Rules) -> QuerySet[ExecutionMetadata]:
     """The ended attempts whose stored output is to go, but for those that go as a whole with their jobs."""
     if not rules.log_days:
         return ExecutionMetadata.objects.none()
-    ended = ExecutionMetadata.objects.filter(job__status__in=[*_GOOD, *_BAD])
+    ended = ExecutionMetadata.objects.using(_alias()).filter(job__status__in=[*_GOOD, *_BAD])
     # Chunks are counted until the last one is gone: a deletion that was cut off is taken up again.
     kept = ended.filter(Q(logs_pruned=False) | Q(log_chunk_count__gt=0))
     over = kept.filter(job__completed_at__lt=from_now(-rules.log_days * DAY))
@@ -86,8 +87,9 @@ def prune_jobs(rules: Rules, *, batch: int) -> Iterator[int]:
         fitting = _that_fit(ids, batch)
         if not fitting:
             fitting = ids[:1]
-            attempts = ExecutionMetadata.objects.filter(job__in=fitting).values_list("pk", flat=True)
-            for _ in _prune_output(list(attempts), fitting, batch):
+            _see_that_it_may_go(fitting[0])
+            attempts = ExecutionMetadata.objects.using(_alias()).filter(job__in=fitting)
+            for _ in _prune_output(list(attempts.values_list("pk", flat=True)), fitting, batch):
                 yield 0
         with transaction.atomic(using=_alias()):
             # From the leaves to the root: Django would first read what hangs on each row.
@@ -117,12 +119,20 @@ def _prune_output(attempts: Collection[int], jobs: Collection[uuid.UUID], batch:
         ExecutionMetadata.objects.filter(pk__in=attempts).update(logs_pruned=True, docker_log="")
         ContainerJob.objects.filter(pk__in=jobs).update(stdout_log="", stderr_log="", docker_log="")
     yield
-    chunks = LogChunk.objects.filter(execution__in=attempts).order_by()
+    chunks = LogChunk.objects.using(_alias()).filter(execution__in=attempts).order_by()
     while some := list(chunks.values_list("pk", flat=True)[:batch]):
         # Where a receiver of the project's makes Django read the rows, it need not read what was written.
         LogChunk.objects.filter(pk__in=some).defer("data").delete()
         yield
     ExecutionMetadata.objects.filter(pk__in=attempts).update(log_chunk_count=0)
+
+
+def _see_that_it_may_go(job: uuid.UUID) -> None:
+    """Raise what refuses the deletion of a job before its output is gone: ProtectedError, RestrictedError.
+
+    A receiver of the project's that refuses is heard only when the row itself is deleted.
+    """
+    Collector(using=_alias()).collect(ContainerJob.objects.using(_alias()).filter(pk=job))
 
 
 def _that_fit(ids: Sequence[uuid.UUID], batch: int) -> list[uuid.UUID]:
@@ -133,7 +143,8 @@ def _that_fit(ids: Sequence[uuid.UUID], batch: int) -> list[uuid.UUID]:
         (JobEvent.objects.filter(job__in=ids), "job"),
         (LogChunk.objects.filter(execution__job__in=ids), "execution__job"),
     ):
-        rows.update(dict(records.order_by().values_list(job).annotate(Count("pk"))))
+        counted = records.using(_alias()).order_by().values_list(job).annotate(Count("pk"))
+        rows.update(dict(counted))
     fitting: list[uuid.UUID] = []
     for pk in ids:
         batch -= rows[pk]
@@ -150,4 +161,5 @@ def forget_workers() -> int:
 
 
 def _alias() -> str:
+    """Reads as well: by a replica that is behind, what was deleted would be found again and again."""
     return router.db_for_write(ContainerJob)

@@ -14,6 +14,7 @@ from container_manager.core.states import ACTIVE, MOVES, Status, Transition
 from container_manager.lifecycle.moves import add_event, alias, all_jobs, lock, move, wake
 from container_manager.models import ContainerJob, JobEvent
 from container_manager.models.admission import Desk
+from container_manager.models.clock import Now
 from container_manager.models.job import NOTE_FIELDS, SPEC_FIELDS
 
 _ACTIVE = [status.value for status in ACTIVE]
@@ -94,16 +95,13 @@ def request_cancel(job: ContainerJob, *, actor: str = "") -> bool:
     with transaction.atomic(using=alias()):
         if _cancel_now(job, [Status.PENDING], actor=actor):
             return True
-        now = timezone.now()
         asked = (
             all_jobs()
             .filter(pk=job.pk, status__in=_ACTIVE, cancel_requested_at__isnull=True)
-            .update(cancel_requested_at=now, cancel_requested_by=actor)
+            .update(cancel_requested_at=Now(), cancel_requested_by=actor)  # held against the end's time later
         )
         if asked:
-            job.cancel_requested_at, job.cancel_requested_by = now, actor
-            job.status = all_jobs().values_list("status", flat=True).get(pk=job.pk)
-            job.mark_stored(["status"])
+            job.refresh_from_db(fields=["status", "cancel_requested_at", "cancel_requested_by"])
             add_event(job, "cancel_requested", source=job.status, actor=actor)
             wake()
             return True
@@ -149,7 +147,7 @@ def _cancel_now(job: ContainerJob, sources: Collection[Status], *, actor: str) -
         return False
     job.status = status
     now = timezone.now()
-    move(
+    moved = move(
         job,
         Transition.CANCEL,
         Status.CANCELLED,
@@ -163,6 +161,8 @@ def _cancel_now(job: ContainerJob, sources: Collection[Status], *, actor: str) -
         actor=actor,
         reason=ExitReason.CANCELLED,
     )
+    if moved is None:
+        return False  # the look was at an old version of the row, as REPEATABLE READ has it on MySQL
     wake()
     return True
 

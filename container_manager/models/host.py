@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -34,6 +35,11 @@ _CHECKED = frozenset(
 #: What `as_config` reads.
 _WAY = ["name", "executor_type", "connection_string", "executor_config", "auto_pull_images"]
 _WAY += ["tls_enabled", "tls_verify", "tls_ca_cert", "tls_client_cert", "tls_client_key"]
+#: What workers learn of a host, and write by queries.
+_OF_WORKERS = frozenset(
+    {"engine_id", "engine_version", "cpus", "memory_bytes", "response_seconds", "facts"}
+    | {"health", "health_error", "health_checked_at", "health_since"}
+)
 _SCHEMES = {"docker": ("unix", "tcp"), "process": ("process",)}
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]")
 
@@ -101,6 +107,8 @@ class ExecutorHost(models.Model):
         ordering = ["name"]
         verbose_name = "executor host"
 
+    #: What workers write, as it was read: what nobody touched since is not written back.
+    _of_workers: Mapping[str, Any] = MappingProxyType({})
     #: The type that we took from an address ourselves: it goes with that address, and is no claim about it.
     _derived_type = ""
 
@@ -119,6 +127,7 @@ class ExecutorHost(models.Model):
     def mark_stored(self) -> None:
         """What is in memory is what is stored."""
         self._derived_type = self.__dict__.get("host_type", "")
+        self._of_workers = {name: self.__dict__[name] for name in _OF_WORKERS if name in self.__dict__}
 
     def clean(self) -> None:
         """Check type, address and configuration together. Raises ValidationError by field."""
@@ -160,8 +169,19 @@ class ExecutorHost(models.Model):
         self.host_type = scheme if scheme in self.HostType.values else ""
         if names is not None and "connection_string" in names:
             kwargs["update_fields"] = {*names, "host_type"}
+        if names is None and not self._state.adding and not kwargs.get("force_insert"):
+            kwargs["update_fields"] = self._but_for_what_workers_write()
         super().save(*args, **kwargs)
         self.mark_stored()
+
+    def _but_for_what_workers_write(self) -> list[str]:
+        """The columns that a caller's save writes: a worker may have bound the host since it was read."""
+        untouched = {name for name, value in self._of_workers.items() if self.__dict__.get(name) == value}
+        return [
+            field.name
+            for field in self._meta.concrete_fields
+            if not field.primary_key and field.attname in self.__dict__ and field.name not in untouched
+        ]
 
     def as_config(self) -> HostConfig:
         """The row as plain data for an executor.
@@ -265,8 +285,8 @@ class ExecutorHost(models.Model):
         row = self._row()
         # Another process may have seen the change first, and then said since when.
         row.exclude(health=health).update(health=health, health_since=Now())
-        row.update(health_error=error, health_checked_at=self.health_checked_at)
-        if health != previous:
+        is_stored = row.update(health_error=error, health_checked_at=self.health_checked_at)
+        if is_stored and health != previous:
             answers = signals.host_status_changed.send_robust(
                 sender=ExecutorHost, host=self, previous=previous
             )

@@ -160,6 +160,38 @@ def test_of_two_that_meet_a_host_first_one_binds_it() -> None:
     assert (row.engine_id, row.health) == ("e1", "healthy")
 
 
+def test_a_save_does_not_undo_what_a_worker_has_learnt_meanwhile() -> None:
+    host = make_host()
+    ExecutorHost.objects.get().record_up(_facts_of("e1"))
+    host.weight = 7
+    host.save()
+    row = ExecutorHost.objects.get()
+    assert (row.weight, row.engine_id, row.health) == (7, "e1", "healthy")
+    row.engine_id = ""  # on purpose: it may be bound anew
+    row.save()
+    assert ExecutorHost.objects.get().engine_id == ""
+
+
+def test_nobody_hears_of_a_change_that_the_row_does_not_show() -> None:
+    """A worker that still follows jobs at a host's old address loses sight of it."""
+    old = make_host()
+    moved = ExecutorHost.objects.get()
+    moved.connection_string = "fake://elsewhere"
+    moved.save()
+    heard: list[str] = []
+
+    def hear(host: ExecutorHost, previous: str, **kwargs: Any) -> None:
+        heard.append(host.health)
+
+    signals.host_status_changed.connect(hear)
+    try:
+        old.record_down(HostUnreachable("nothing answers"))
+        moved.record_up(_facts_of("e2"))
+    finally:
+        signals.host_status_changed.disconnect(hear)
+    assert heard == ["healthy"]
+
+
 def test_an_answer_from_the_old_address_does_not_bind_the_new_one() -> None:
     host = make_host()
     ExecutorHost.objects.update(connection_string="fake://moved")

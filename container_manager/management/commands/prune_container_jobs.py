@@ -60,5 +60,5 @@ def _days(options: dict[str, Any], name: str, setting: str) -> float:
     if given is None:
         return float(getattr(get_settings(), setting))
     if remedy := out_of_bounds(setting, given):
-        raise CommandError(f"--{name.replace('_', '-')}: {given:g} cannot be. {remedy} of days.")
+        raise CommandError(f"--{name.replace('_', '-')}: {given:g} cannot be. {remedy}, in days.")
     return float(given)
