@@ -10,6 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from django.db import router, transaction
 from django.db.models import Count, Q, QuerySet
@@ -93,7 +94,7 @@ def prune_jobs(rules: Rules, *, batch: int) -> Iterator[int]:
                 yield 0
         with transaction.atomic(using=_alias()):
             # From the leaves to the root: Django would first read what hangs on each row.
-            LogChunk.objects.filter(execution__job__in=fitting).delete()
+            _unread(LogChunk.objects.filter(execution__job__in=fitting)).delete()
             ExecutionMetadata.objects.filter(job__in=fitting).delete()
             JobEvent.objects.filter(job__in=fitting).delete()
             ContainerJob.objects.filter(pk__in=fitting).delete()
@@ -121,10 +122,14 @@ def _prune_output(attempts: Collection[int], jobs: Collection[uuid.UUID], batch:
     yield
     chunks = LogChunk.objects.using(_alias()).filter(execution__in=attempts).order_by()
     while some := list(chunks.values_list("pk", flat=True)[:batch]):
-        # Where a receiver of the project's makes Django read the rows, it need not read what was written.
-        LogChunk.objects.filter(pk__in=some).defer("data").delete()
+        _unread(LogChunk.objects.filter(pk__in=some)).delete()
         yield
     ExecutionMetadata.objects.filter(pk__in=attempts).update(log_chunk_count=0)
+
+
+def _unread(chunks: QuerySet[LogChunk]) -> QuerySet[LogChunk]:
+    """Where a receiver of the project's makes Django read the rows, it need not read what was written."""
+    return chunks.defer("data")
 
 
 def _see_that_it_may_go(job: uuid.UUID) -> None:
@@ -132,7 +137,16 @@ def _see_that_it_may_go(job: uuid.UUID) -> None:
 
     A receiver of the project's that refuses is heard only when the row itself is deleted.
     """
-    Collector(using=_alias()).collect(ContainerJob.objects.using(_alias()).filter(pk=job))
+    _Refusals(using=_alias()).collect(ContainerJob.objects.using(_alias()).filter(pk=job))
+
+
+class _Refusals(Collector):
+    """Of what hangs on a job all but its output: that is ours alone, and too much to be read at once."""
+
+    def related_objects(self, related_model: Any, related_fields: Any, objs: Any) -> QuerySet[Any]:
+        """What a deletion of `objs` would take along, or be refused by."""
+        found = super().related_objects(related_model, related_fields, objs)
+        return found.none() if related_model is LogChunk else found
 
 
 def _that_fit(ids: Sequence[uuid.UUID], batch: int) -> list[uuid.UUID]:

@@ -59,6 +59,6 @@ def _days(options: dict[str, Any], name: str, setting: str) -> float:
     given = options.get(name)
     if given is None:
         return float(getattr(get_settings(), setting))
-    if remedy := out_of_bounds(setting, given):
-        raise CommandError(f"--{name.replace('_', '-')}: {given:g} cannot be. {remedy}, in days.")
+    if wanted := out_of_bounds(setting, given):
+        raise CommandError(f"--{name.replace('_', '-')}: {given:g} is not {wanted} days.")
     return float(given)
