@@ -6,12 +6,14 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from container_manager import lifecycle
 from container_manager.conf import Settings
 from container_manager.models import ContainerJob
 from container_manager.models.admission import spec_of
+from container_manager.worker.database import is_of_one
 from container_manager.worker.hosts import HostSeat
 from container_manager.worker.logs import LogBuffer
 from container_manager.worker.messages import Inbox, Key, LogBatch
@@ -74,16 +76,28 @@ class Hands:
         """It is ours no more; a second time changes nothing."""
         self._held.pop(held.run.key, None)
 
-    def give_up(self, held: Held, error: Exception) -> None:
-        """It fails with us: forget the run, which goes on all the same, and adopt it later, as found then."""
-        self.lay_aside(held.run.key, error)
+    def let_go(self, held: Held) -> None:
+        """It is ours no more, and its host's agent need not see to it."""
+        self.drop(held)
         agent = held.seat.agent
         if agent is not None:
             agent.forget(held.run)
 
+    @contextmanager
+    def sparing_others(self, key: Key) -> Iterator[None]:
+        """What fails within is the matter of this attempt alone, unless the database or the lease is gone."""
+        try:
+            yield
+        except Exception as error:
+            if not is_of_one(error):
+                raise
+            self.lay_aside(key, error)
+
     def lay_aside(self, key: Key, error: Exception) -> None:
-        """Leave an attempt alone for a while, and log why."""
-        self._held.pop(key, None)
+        """It fails with us: leave the attempt alone for a while, and log why. It is adopted as found then."""
+        held = self._held.get(key)
+        if held is not None:
+            self.let_go(held)
         before = self._resting.get(key.job_id)
         seconds = FIRST_REST_SECONDS if before is None else min(before.seconds * 2, MAX_REST_SECONDS)
         self._resting[key.job_id] = _Rest(

@@ -277,13 +277,9 @@ class Seats:
         self, seat: HostSeat, tenure: Tenure, job: ContainerJob, execution: ExecutionMetadata
     ) -> Held | None:
         """Make an adopted job ours; what fails with it is its matter alone, and it is left for a while."""
-        try:
+        with self._hands.sparing_others(Key(str(job.pk), job.attempt)):
             return self._taken_over(seat, tenure, job, execution)
-        except Exception as error:
-            if not is_of_one(error):
-                raise
-            self._hands.lay_aside(Key(str(job.pk), job.attempt), error)
-            return None
+        return None
 
     def _taken_over(
         self, seat: HostSeat, tenure: Tenure, job: ContainerJob, execution: ExecutionMetadata
@@ -320,20 +316,13 @@ class Seats:
                 continue  # another worker holds it, and comes to the same conclusion
             for held in self._hands.on(seat) + self._orphans(seat, tenure):
                 self._lose(held, evidence)
-                if seat.agent is not None:
-                    seat.agent.forget(held.run)
             self._release_if_idle(seat.host.engine_id)
 
     def _lose(self, held: Held, evidence: str) -> None:
         """End a job whose container nobody will see again; what fails with it is its matter alone."""
-        try:
+        with self._hands.sparing_others(held.run.key):
             self._recorder.lost(held, evidence)
-        except Exception as error:
-            if not is_of_one(error):
-                raise
-            self._hands.give_up(held, error)
-        else:
-            self._hands.drop(held)
+            self._hands.let_go(held)
 
     def _ours(self) -> list[tuple[uuid.UUID, int]]:
         """The (id, attempt) of what is not to be adopted now: what we hold, and what is laid aside."""

@@ -262,10 +262,7 @@ class Worker:
         held = self._held_of(message)
         if held is None:
             return []
-        self._hands.drop(held)
-        agent = held.seat.agent
-        if agent is not None:
-            agent.forget(held.run)
+        self._hands.let_go(held)
         return [held]
 
     def _contain(self, message: Message, error: Exception) -> None:
@@ -278,7 +275,7 @@ class Worker:
         except (DatabaseAway, DatabaseError, InterfaceError):
             there = True  # as far as we know
         if there:
-            self._hands.give_up(held, error)
+            self._hands.lay_aside(held.run.key, error)
         else:
             self._drop_deleted(held)
 
@@ -337,20 +334,17 @@ class Worker:
 
     def _drop_deleted(self, held: Held) -> None:
         logger.warning("job %s was deleted while it ran; its container is removed", held.job.pk)
-        self._hands.drop(held)
+        self._hands.let_go(held)
         agent = held.seat.agent
         if agent is not None:
-            agent.forget(held.run)
             agent.remove(held.run)
 
     def _let_go(self, held: Held) -> None:
-        self._hands.drop(held)
+        self._hands.let_go(held)
         self._claim_due = True
         agent = held.seat.agent
-        if agent is None:
-            return
-        agent.forget(held.run)
-        self._removals.begin(held, agent)
+        if agent is not None:
+            self._removals.begin(held, agent)
 
     # --------------------------------------------------------------------------------------- claims
 
@@ -359,17 +353,9 @@ class Worker:
         self._claim_due = False
         for seat, pairs in self._claims.take():
             for pair in pairs:
-                try:
+                job, _ = pair
+                with self._hands.sparing_others(Key(str(job.pk), job.attempt)):
                     self._launch(pair, seat)
-                except Exception as error:
-                    if not is_of_one(error):
-                        raise
-                    key = Key(str(pair[0].pk), pair[0].attempt)
-                    held = self._hands.get(key)
-                    if held is None:
-                        self._hands.lay_aside(key, error)
-                    else:
-                        self._hands.give_up(held, error)
 
     def _launch(self, pair: Claimed, seat: HostSeat) -> None:
         job, execution = pair
