@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connections
+from django.db import OperationalError
 
 from container_manager import lifecycle
 from container_manager.core.spec import ContainerSpec
@@ -28,21 +28,22 @@ from container_manager.testing import FakeEngine, FakeRun, fake_engine
 from container_manager.worker import hands, supervisor
 from container_manager.worker.supervisor import Worker
 from tests.db.factories import make_host, make_job
-from tests.db.workers import DEADLINE_SECONDS, QUICK, drain, until, until_status, working
+from tests.db.workers import (
+    DEADLINE_SECONDS,
+    QUICK,
+    at_work,
+    drain,
+    held_run,
+    stored,
+    until,
+    until_status,
+    working,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 UNSTORABLE = 2**70  # in no integer column of any database
 FAILED = "failed in this worker's hands"
-
-
-def held_run(stdout: bytes = b"", **further: Any) -> FakeRun:
-    """A run that lasts until the test ends it."""
-    return FakeRun(hold=threading.Event(), stdout=stdout, **further)
-
-
-def stored(job: ContainerJob) -> bytes:
-    return b"".join(job.iter_log("stdout"))
 
 
 def records(caplog: pytest.LogCaptureFixture, text: str) -> list[logging.LogRecord]:
@@ -67,26 +68,8 @@ def stopped_when(meanwhile: Callable[[], None]) -> Iterator[Worker]:
         shut_down()
 
     worker._shut_down = first_this  # type: ignore[method-assign]
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            worker.run()
-        except BaseException as error:  # noqa: BLE001 - raised again in the test's own thread
-            errors.append(error)
-        finally:
-            connections.close_all()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
+    with at_work(worker):
         yield worker
-    finally:
-        worker.stop()
-        thread.join(DEADLINE_SECONDS)
-        assert not thread.is_alive(), "the worker did not stop"
-    if errors:
-        raise errors[0]
 
 
 # ------------------------------------------------------------------------------------------ at the stop

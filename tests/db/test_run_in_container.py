@@ -7,8 +7,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,8 @@ from container_manager.executors.registry import open_executor
 from container_manager.models import ContainerJob, EngineLease, EnvironmentVariableTemplate, ExecutorHost
 from container_manager.testing import FakeEngine, FakeRun
 from container_manager.worker.foreground import Detached, Foreground, Progress, exit_code
-from container_manager.worker.supervisor import Worker
 from tests.db.factories import make_host, make_job
-from tests.db.workers import QUICK, until, until_status
+from tests.db.workers import QUICK, until, until_status, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -58,27 +56,6 @@ def refused(*arguments: str) -> CommandError:
     assert caught.value.returncode == 125
     assert not ContainerJob.objects.exists()
     return caught.value
-
-
-@contextmanager
-def another_worker(host: ExecutorHost) -> Iterator[Worker]:
-    """A worker that serves the host, as one in another process would."""
-    worker = Worker(hosts=[host.name])
-
-    def work() -> None:
-        try:
-            worker.run()
-        finally:
-            connections.close_all()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield worker
-    finally:
-        worker.stop()
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 class Listener:
@@ -176,7 +153,7 @@ def test_a_worker_that_serves_the_host_does_the_work(
     executor = open_executor(host.executor_type, host.as_config())
     host.record_up(executor.health())
     executor.close()
-    with another_worker(host) as worker:
+    with working(hosts=[host.name]) as worker:
         while not EngineLease.holder(host.engine_id):
             threading.Event().wait(0.05)  # bounded by the test's own time limit
         assert run_python("print('by the worker')") == 0

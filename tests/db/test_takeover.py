@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -37,7 +36,15 @@ from container_manager.worker.logs import LogBuffer
 from container_manager.worker.messages import HostUp
 from container_manager.worker.supervisor import Worker
 from tests.db.factories import hold, make_host, make_job, start_job
-from tests.db.workers import DEADLINE_SECONDS, QUICK, drain, until, until_status, working
+from tests.db.workers import (
+    DEADLINE_SECONDS,
+    QUICK,
+    drain,
+    held_run,
+    until,
+    until_status,
+    working,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -72,10 +79,6 @@ def mortal(host: ExecutorHost) -> Iterator[subprocess.Popen[bytes]]:
     yield process
     process.kill()
     process.wait()
-
-
-def held_run(stdout: bytes = b"") -> FakeRun:
-    return FakeRun(hold=threading.Event(), stdout=stdout)
 
 
 def test_a_worker_registers_beats_and_leaves(engine: FakeEngine, host: ExecutorHost) -> None:

@@ -35,22 +35,22 @@ from container_manager.models import (
 from container_manager.models.admission import spec_of
 from container_manager.testing import FakeClock, FakeContainer, FakeEngine, FakeExecutor, FakeRun, fake_engine
 from tests.db.factories import hold, make_host, make_job
-from tests.db.workers import DEADLINE_SECONDS, QUICK, drain, until, until_status, working
+from tests.db.workers import (
+    DEADLINE_SECONDS,
+    QUICK,
+    drain,
+    held_run,
+    stored,
+    until,
+    until_status,
+    working,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def held_run(stdout: bytes = b"", **further: Any) -> FakeRun:
-    """A run that lasts until the test ends it."""
-    return FakeRun(hold=threading.Event(), stdout=stdout, **further)
-
-
 def transitions(job: ContainerJob) -> list[str]:
     return [event.transition for event in job.events.all()]
-
-
-def stored(job: ContainerJob) -> bytes:
-    return b"".join(job.iter_log("stdout"))
 
 
 # ------------------------------------------------------------------------------- the host, while launching

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from django.db import connections
 
 from container_manager.models import ContainerJob
-from container_manager.testing import FakeEngine
+from container_manager.testing import FakeEngine, FakeRun
 from container_manager.worker.supervisor import Worker
 from tests.db.factories import fake_settings
 
@@ -53,10 +53,26 @@ def drain(**options: Any) -> list[str]:
     return Worker(once=True, **options).run()
 
 
+def held_run(stdout: bytes = b"", **further: Any) -> FakeRun:
+    """A run that lasts until the test ends it."""
+    return FakeRun(hold=threading.Event(), stdout=stdout, **further)
+
+
+def stored(job: ContainerJob) -> bytes:
+    """The stdout that is stored of a job."""
+    return b"".join(job.iter_log("stdout"))
+
+
 @contextmanager
 def working(**options: Any) -> Iterator[Worker]:
     """A worker that runs until the block ends. What it raises, the block raises."""
-    worker = Worker(**options)
+    with at_work(Worker(**options)) as worker:
+        yield worker
+
+
+@contextmanager
+def at_work(worker: Worker) -> Iterator[Worker]:
+    """As `working`, for a worker that the test has made itself."""
     errors: list[BaseException] = []
 
     def run() -> None:
